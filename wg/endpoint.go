@@ -1,0 +1,212 @@
+package wg
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+const (
+	defaultMTU       = 1420    // what remains of 1500 after the largest outer headers
+	batchSize        = 128     // packets per Read and Write, wireguard-go's ideal
+	queuePackets     = 4096    // super-packets waiting for encryption
+	defaultQueueSize = 8 << 20 // bytes waiting for encryption
+	maxSuperPacket   = 65535
+)
+
+// link is the wire between a gVisor stack and wireguard-go: decrypted packets
+// go up through deliver, the stack's packets wait in queue until wireguard-go
+// reads them. Its two faces are endpoint (gVisor's) and tunDevice
+// (wireguard-go's); both exist because their Close and MTU methods differ.
+type link struct {
+	mtu        atomic.Uint32
+	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+
+	queue       chan *stack.PacketBuffer
+	queuedBytes atomic.Int64
+	maxBytes    int64
+
+	closeOnce sync.Once
+	done      chan struct{}
+	events    chan tun.Event
+
+	coalescers sync.Pool // *coalescer: peers decrypt concurrently
+	pending    segmenter // touched by Read only; wireguard-go has one reader
+
+	counters linkCounters
+}
+
+type linkCounters struct {
+	received, receivedBad, sent, dropped atomic.Uint64
+}
+
+func newLink(mtu int, maxBytes int64) *link {
+	l := &link{
+		queue:    make(chan *stack.PacketBuffer, queuePackets),
+		maxBytes: maxBytes,
+		done:     make(chan struct{}),
+		events:   make(chan tun.Event, 1),
+	}
+	l.mtu.Store(uint32(mtu))
+	l.coalescers.New = func() any { return new(coalescer) }
+	return l
+}
+
+// enqueue hands the stack's packets to the reader. It never blocks: what does
+// not fit is dropped and counted, as a network card would.
+func (l *link) enqueue(pkts stack.PacketBufferList) int {
+	for _, pkt := range pkts.AsSlice() {
+		size := int64(pkt.Size())
+		if l.queuedBytes.Add(size) > l.maxBytes {
+			l.queuedBytes.Add(-size)
+			l.counters.dropped.Add(1)
+			continue
+		}
+		select {
+		case l.queue <- pkt.IncRef():
+		default:
+			pkt.DecRef()
+			l.queuedBytes.Add(-size)
+			l.counters.dropped.Add(1)
+		}
+	}
+	return pkts.Len()
+}
+
+// next returns a packet to send, or nil: when the link closed, or, with
+// wait false, when nothing waits.
+func (l *link) next(wait bool) *stack.PacketBuffer {
+	var pkt *stack.PacketBuffer
+	select {
+	case pkt = <-l.queue:
+	default:
+		if !wait {
+			return nil
+		}
+		select {
+		case pkt = <-l.queue:
+		case <-l.done:
+			return nil
+		}
+	}
+	l.queuedBytes.Add(-int64(pkt.Size()))
+	return pkt
+}
+
+// read fills bufs with packets of at most MTU bytes. A super-packet that does
+// not fit goes on in the next call.
+func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n := 0
+	for n < len(bufs) {
+		if !l.pending.active() {
+			pkt := l.next(n == 0)
+			if pkt == nil {
+				break
+			}
+			l.pending.start(pkt)
+		}
+		n += l.pending.fill(bufs[n:], sizes[n:], offset)
+	}
+	if n == 0 {
+		return 0, os.ErrClosed
+	}
+	l.counters.sent.Add(uint64(n))
+	return n, nil
+}
+
+// deliver hands decrypted packets to the stack, merging TCP segments.
+func (l *link) deliver(bufs [][]byte, offset int) {
+	d := l.dispatcher.Load()
+	if d == nil {
+		l.counters.receivedBad.Add(uint64(len(bufs)))
+		return
+	}
+	c := l.coalescers.Get().(*coalescer)
+	for _, b := range bufs {
+		if !c.add(b[offset:]) {
+			l.counters.receivedBad.Add(1)
+		}
+	}
+	l.counters.received.Add(uint64(len(bufs)))
+	c.flush(*d)
+	l.coalescers.Put(c)
+}
+
+func (l *link) close() {
+	l.closeOnce.Do(func() {
+		close(l.done)
+		close(l.events)
+	})
+}
+
+// endpoint is the link as gVisor sees it: it accepts TCP super-packets of up to
+// 64 KiB (host GSO), which the reader splits.
+type endpoint struct{ *link }
+
+var (
+	_ stack.LinkEndpoint = endpoint{}
+	_ stack.GSOEndpoint  = endpoint{}
+)
+
+func (e endpoint) MTU() uint32       { return e.mtu.Load() }
+func (e endpoint) SetMTU(mtu uint32) { e.mtu.Store(mtu) }
+
+// Capabilities: the coalescer verifies checksums before it merges.
+func (e endpoint) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityRXChecksumOffload
+}
+
+func (e endpoint) Attach(d stack.NetworkDispatcher) {
+	if d == nil {
+		e.dispatcher.Store(nil)
+		return
+	}
+	e.dispatcher.Store(&d)
+}
+
+func (e endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	return e.enqueue(pkts), nil
+}
+
+func (e endpoint) SupportedGSO() stack.SupportedGSO        { return stack.HostGSOSupported }
+func (e endpoint) GSOMaxSize() uint32                      { return maxSuperPacket }
+func (e endpoint) IsAttached() bool                        { return e.dispatcher.Load() != nil }
+func (e endpoint) MaxHeaderLength() uint16                 { return 0 }
+func (e endpoint) LinkAddress() tcpip.LinkAddress          { return "" }
+func (e endpoint) SetLinkAddress(tcpip.LinkAddress)        {}
+func (e endpoint) Wait()                                   {}
+func (e endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+func (e endpoint) AddHeader(*stack.PacketBuffer)           {}
+func (e endpoint) ParseHeader(*stack.PacketBuffer) bool    { return true }
+func (e endpoint) Close()                                  {}
+func (e endpoint) SetOnCloseAction(func())                 {}
+
+// tunDevice is the link as wireguard-go sees it.
+type tunDevice struct{ *link }
+
+var _ tun.Device = tunDevice{}
+
+func (d tunDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	return d.read(bufs, sizes, offset)
+}
+
+func (d tunDevice) Write(bufs [][]byte, offset int) (int, error) {
+	d.deliver(bufs, offset)
+	return len(bufs), nil
+}
+
+func (d tunDevice) Close() error {
+	d.close()
+	return nil
+}
+
+func (d tunDevice) File() *os.File           { return nil }
+func (d tunDevice) MTU() (int, error)        { return int(d.mtu.Load()), nil }
+func (d tunDevice) Name() (string, error)    { return "mitm-appliance", nil }
+func (d tunDevice) Events() <-chan tun.Event { return d.events }
+func (d tunDevice) BatchSize() int           { return batchSize }
