@@ -1,0 +1,45 @@
+package netstack
+
+import "net/netip"
+
+// budget counts holders of a bounded resource, in total and per client. It has
+// no lock of its own: Stack.mu guards it.
+type budget struct {
+	max, maxPerClient int
+	total             int
+	perClient         map[netip.Addr]int
+}
+
+func newBudget(limit, perClient int) budget {
+	return budget{max: limit, maxPerClient: perClient, perClient: make(map[netip.Addr]int)}
+}
+
+// verdict says which bound, if any, a holder would exceed.
+type verdict int
+
+const (
+	within verdict = iota
+	aboveTotal
+	aboveClient
+)
+
+// take adds a holder if both bounds allow it.
+func (b *budget) take(client netip.Addr) verdict {
+	if b.total >= b.max {
+		return aboveTotal
+	}
+	if b.perClient[client] >= b.maxPerClient {
+		return aboveClient
+	}
+	b.total++
+	b.perClient[client]++
+	return within
+}
+
+// give removes a holder that take added.
+func (b *budget) give(client netip.Addr) {
+	b.total--
+	if b.perClient[client]--; b.perClient[client] == 0 {
+		delete(b.perClient, client)
+	}
+}
