@@ -1,0 +1,107 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"mitm-appliance/flow"
+	"mitm-appliance/proxycore"
+)
+
+func newFlow(live bool, body int) *flow.Flow {
+	f := &flow.Flow{ID: flow.NewID(time.Now()), Kind: flow.KindHTTP, Live: live, HTTP: &flow.HTTP{}}
+	f.HTTP.Request.Body = flow.BodyOf(make([]byte, body))
+	return f
+}
+
+func TestOldestFinishedFlowsGoFirst(t *testing.T) {
+	s := New(Config{Limit: 64 << 10})
+	live := newFlow(true, 10<<10)
+	s.Record(live, &proxycore.LiveFlow{Flow: live})
+	var last *flow.Flow
+	for range 100 {
+		last = newFlow(false, 10<<10)
+		s.Record(last, nil)
+	}
+	if _, ok := s.Get(live.ID); !ok {
+		t.Error("the live flow was evicted")
+	}
+	if s.Live(live.ID) == nil {
+		t.Error("the live flow lost its live side")
+	}
+	if _, ok := s.Get(last.ID); !ok {
+		t.Error("the newest flow was evicted")
+	}
+	if st := s.Stats(); st.Bytes > st.Limit || st.Flows > 7 || st.Evicted != uint64(101-st.Flows) {
+		t.Errorf("stats after eviction: %+v", st)
+	}
+	if got := len(s.All()); got != s.Stats().Flows {
+		t.Errorf("All has %d flows, Stats %d", got, s.Stats().Flows)
+	}
+}
+
+func TestANewerStateReplacesTheOlder(t *testing.T) {
+	s := New(Config{})
+	f := newFlow(true, 1)
+	s.Record(f, nil)
+	g := f.Snapshot()
+	g.Live = false
+	s.Record(g, nil)
+	if got, _ := s.Get(f.ID); got != g || s.Stats().Flows != 1 {
+		t.Errorf("got %p of %d flows, want the newer state %p alone", got, s.Stats().Flows, g)
+	}
+	s.Remove(f.ID)
+	if st := s.Stats(); st.Flows != 0 || st.Bytes != 0 {
+		t.Errorf("after Remove: %+v", st)
+	}
+}
+
+func TestWatchMergesStatesOfOneFlow(t *testing.T) {
+	s := New(Config{})
+	w := s.Watch()
+	defer w.Close()
+	a, b := newFlow(true, 1), newFlow(true, 1)
+	s.Record(a, nil)
+	s.Record(b, nil)
+	final := a.Snapshot()
+	s.Record(final, nil)
+	flows, missed, err := w.Next(t.Context())
+	if err != nil || missed != 0 || len(flows) != 2 || flows[0] != final || flows[1] != b {
+		t.Fatalf("got %v, missed %d, %v; want the final state of a, then b", flows, missed, err)
+	}
+}
+
+func TestASlowWatcherMissesTheOldestAndIsTold(t *testing.T) {
+	s := New(Config{})
+	w := s.Watch()
+	defer w.Close()
+	var last *flow.Flow
+	for range maxPending + 10 {
+		last = newFlow(false, 0)
+		s.Record(last, nil)
+	}
+	flows, missed, err := w.Next(t.Context())
+	if err != nil || missed != 10 || len(flows) != maxPending || flows[maxPending-1] != last {
+		t.Fatalf("got %d flows, missed %d, %v", len(flows), missed, err)
+	}
+}
+
+func TestCloseDeliversWhatIsPending(t *testing.T) {
+	s := New(Config{})
+	w := s.Watch()
+	s.Record(newFlow(false, 0), nil)
+	s.Close()
+	if flows, _, err := w.Next(t.Context()); err != nil || len(flows) != 1 {
+		t.Fatalf("got %d flows, %v; want the pending one", len(flows), err)
+	}
+	if _, _, err := w.Next(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Fatalf("got %v, want ErrClosed", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := New(Config{}).Watch().Next(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, want the context's error", err)
+	}
+}
