@@ -19,6 +19,20 @@ const (
 	maxSuperPacket   = 65535
 )
 
+// One Read returns at most what fits into one UDP datagram train of wireguard-go
+// (UDP_SEGMENT), Ethernet header included: Linux cuts a train of 64 KiB or more
+// into single datagrams before the network card, and every one of them then takes
+// the long way through both kernels. wireguard-go itself stops only at 65507
+// bytes of payload. gVisor's 1392 byte packets, 1424 when encrypted, hit just
+// that: 46 of them fit in 65507 bytes, but not in 64 KiB with their headers.
+const (
+	maxTrain         = 65535 - 14 - 40 - 8 // Ethernet, IPv6 and UDP headers
+	datagramOverhead = 32 + 15             // WireGuard's header, tag and padding
+	// gsoSize lets gVisor make super-packets of one train. It keeps room for
+	// the longest header, so what counts is 45 full segments of payload.
+	gsoSize = 45*1340 + header.TCPTotalHeaderMaximumSize + 1
+)
+
 // link is the wire between a gVisor stack and wireguard-go: decrypted packets
 // go up through deliver, the stack's packets wait in queue until wireguard-go
 // reads them. Its two faces are endpoint (gVisor's) and tunDevice
@@ -26,6 +40,7 @@ const (
 type link struct {
 	mtu        atomic.Uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+	delivering sync.RWMutex // read-held during deliveries
 
 	queue       chan *stack.PacketBuffer
 	queuedBytes atomic.Int64
@@ -101,7 +116,7 @@ func (l *link) next(wait bool) *stack.PacketBuffer {
 // read fills bufs with packets of at most MTU bytes. A super-packet that does
 // not fit goes on in the next call.
 func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n := 0
+	n, room := 0, maxTrain
 	for n < len(bufs) {
 		if !l.pending.active() {
 			pkt := l.next(n == 0)
@@ -110,7 +125,13 @@ func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			}
 			l.pending.start(pkt)
 		}
-		n += l.pending.fill(bufs[n:], sizes[n:], offset)
+		size := l.pending.size() + datagramOverhead
+		if size > room && n > 0 {
+			break
+		}
+		room -= size
+		sizes[n] = l.pending.one(bufs[n][offset:])
+		n++
 	}
 	if n == 0 {
 		return 0, os.ErrClosed
@@ -121,6 +142,8 @@ func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
 
 // deliver hands decrypted packets to the stack, merging TCP segments.
 func (l *link) deliver(bufs [][]byte, offset int) {
+	l.delivering.RLock()
+	defer l.delivering.RUnlock()
 	d := l.dispatcher.Load()
 	if d == nil {
 		l.counters.receivedBad.Add(uint64(len(bufs)))
@@ -161,12 +184,19 @@ func (e endpoint) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
+// Attach with nil stops deliveries; Wait says when the last one has ended.
 func (e endpoint) Attach(d stack.NetworkDispatcher) {
 	if d == nil {
 		e.dispatcher.Store(nil)
 		return
 	}
 	e.dispatcher.Store(&d)
+}
+
+// Wait returns once the deliveries under way have ended.
+func (e endpoint) Wait() {
+	e.delivering.Lock()
+	defer e.delivering.Unlock()
 }
 
 func (e endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
@@ -179,7 +209,6 @@ func (e endpoint) IsAttached() bool                        { return e.dispatcher
 func (e endpoint) MaxHeaderLength() uint16                 { return 0 }
 func (e endpoint) LinkAddress() tcpip.LinkAddress          { return "" }
 func (e endpoint) SetLinkAddress(tcpip.LinkAddress)        {}
-func (e endpoint) Wait()                                   {}
 func (e endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
 func (e endpoint) AddHeader(*stack.PacketBuffer)           {}
 func (e endpoint) ParseHeader(*stack.PacketBuffer) bool    { return true }

@@ -50,23 +50,25 @@ func (s *segmenter) start(pkt *stack.PacketBuffer) {
 	s.take(s.headers[:s.hdrLen])
 }
 
-// fill writes as many segments as fit into bufs and returns their number; at
-// least one, as the caller gives at least one buffer.
-func (s *segmenter) fill(bufs [][]byte, sizes []int, offset int) int {
-	n := 0
-	for n < len(bufs) && s.pkt != nil {
-		sizes[n] = s.one(bufs[n][offset:])
-		n++
-		if s.left == 0 {
-			s.pkt.DecRef()
-			s.pkt, s.payload = nil, nil
-		}
+// size is the length of the segment that one will write.
+func (s *segmenter) size() int {
+	if s.mss == 0 {
+		return s.left
+	}
+	return s.hdrLen + min(s.left, s.mss)
+}
+
+// one writes the next segment to b and returns its length.
+func (s *segmenter) one(b []byte) int {
+	n := s.write(b)
+	if s.left == 0 {
+		s.pkt.DecRef()
+		s.pkt, s.payload = nil, nil
 	}
 	return n
 }
 
-// one writes the next segment to b.
-func (s *segmenter) one(b []byte) int {
+func (s *segmenter) write(b []byte) int {
 	if s.mss == 0 {
 		size := min(s.left, len(b))
 		s.take(b[:size])

@@ -106,7 +106,7 @@ type Server struct {
 
 	mu      sync.Mutex // guards the rest and serializes changes of the device
 	key     SecretKey
-	port    uint16 // 0 before the first Apply
+	port    uint16                   // 0 before the first Apply
 	applied map[PublicKey]PeerConfig // without private keys
 }
 
