@@ -1,0 +1,395 @@
+//go:build linux
+
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mitm-appliance/redirect"
+)
+
+const (
+	defaultMaxSockets = 65536
+	defaultRefresh    = time.Second
+
+	initPIDNamespace = "pid:[4026531836]" // PROC_PID_INIT_INO
+	firstEphemeral   = 32768              // the kernel's default
+)
+
+// Config says how to capture. The zero value captures nothing, with the
+// defaults named below.
+type Config struct {
+	Logger *slog.Logger   // nil: slog.DiscardHandler
+	Spec   Spec           // whom to capture; change it later with Set
+	Marks  redirect.Marks // zero: redirect's defaults
+
+	// Mechanism to use. Zero: Auto.
+	Mechanism Mechanism
+	// Cgroup is the cgroup-v2 directory whose processes can be captured, as an
+	// absolute path. "": the root of the cgroup2 mount, so all processes.
+	Cgroup string
+	// Exclude are cgroups, as in Cgroup items, whose processes are never captured
+	// whatever Spec says: give the appliance's own, if it has one to itself, so that
+	// the programs it starts are left alone. This process itself never is captured.
+	Exclude []string
+	// Output puts rules into redirect's nftables output chain; it is what NFT
+	// needs. nil: NFT is not available.
+	Output func(redirect.OutputRules) error
+	// DNS is where queries go that captured processes send to a DNS stub on
+	// 127.0.0.0/8 port 53 (systemd-resolved): an IPv4 address that the TUN device
+	// leads to. Invalid (zero): stubs are left alone.
+	DNS netip.AddrPort
+	// MaxSockets is how many sockets' owners are remembered; the least recently
+	// used are forgotten. Zero: 65536 (about 15 MB of kernel memory).
+	MaxSockets uint32
+	// Refresh is how often programs and cgroups named by Spec are looked for
+	// again. Zero: 1 s. A process that starts is matched at once by its program
+	// file; the search is for replaced files, containers and new cgroups.
+	Refresh time.Duration
+}
+
+// Mechanism is a way to capture.
+type Mechanism uint8
+
+// Auto takes EBPF where the kernel has it and NFT elsewhere. NFT knows users and
+// cgroups only.
+const (
+	Auto Mechanism = iota
+	EBPF
+	NFT
+)
+
+func (m Mechanism) String() string {
+	return [...]string{"auto", "ebpf", "nft"}[min(m, NFT)]
+}
+
+// Status says which mechanism runs and why.
+type Status struct {
+	Mechanism Mechanism // EBPF or NFT
+	Reason    string    // why not a better one; "" when there is none
+}
+
+// Capture steers local traffic. Its methods may be called from any goroutine.
+type Capture struct {
+	cfg         Config
+	log         *slog.Logger
+	mount       string // of cgroup2; "" when there is none
+	threadNames bool   // names are those of threads
+	status      Status
+	users       userNames
+	diag        *diag
+	kernel      *kernelSteer // nil unless EBPF
+
+	mu     sync.Mutex
+	spec   Spec
+	rules  *rules
+	output redirect.OutputRules // in force, when NFT
+	closed bool
+
+	stop context.CancelFunc
+	done chan struct{} // closed when refresh has ended
+}
+
+// New begins to capture in the network namespace of the calling thread, at
+// once. The policy route that leads marked packets into the TUN device is
+// redirect's; make it first. The caller closes.
+func New(cfg Config) (*Capture, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	c := &Capture{cfg: cfg, log: cfg.Logger, done: make(chan struct{})}
+	c.mount, _ = cgroupMount()
+	var err error
+	if c.diag, err = openDiag(); err != nil {
+		return nil, err
+	}
+	if err := c.begin(); err != nil {
+		_ = c.diag.close()
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	go c.refresh(ctx)
+	c.log.Info("local capture runs", "mechanism", c.status.Mechanism.String(), "reason", c.status.Reason, "spec", cfg.Spec.Describe())
+	return c, nil
+}
+
+func (cfg *Config) complete() error {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Marks == (redirect.Marks{}) {
+		cfg.Marks = redirect.Marks{Mask: redirect.DefaultMask, Capture: redirect.DefaultCaptureMark, Own: redirect.DefaultOwnMark}
+	}
+	if cfg.MaxSockets == 0 {
+		cfg.MaxSockets = defaultMaxSockets
+	}
+	if cfg.Refresh <= 0 {
+		cfg.Refresh = defaultRefresh
+	}
+	if cfg.DNS.IsValid() {
+		cfg.DNS = netip.AddrPortFrom(cfg.DNS.Addr().Unmap(), cfg.DNS.Port())
+		if !cfg.DNS.Addr().Is4() || cfg.DNS.Port() == 0 {
+			return fmt.Errorf("capture: DNS server %s: must be an IPv4 address with a port, as stubs listen on 127.0.0.0/8", cfg.DNS)
+		}
+	}
+	return nil
+}
+
+// begin starts the mechanism that was asked for, or the best there is.
+func (c *Capture) begin() error {
+	var why error
+	if c.cfg.Mechanism != NFT {
+		why = c.beginKernel()
+		if why == nil {
+			c.status.Mechanism = EBPF
+			return nil
+		}
+		if c.cfg.Mechanism == EBPF {
+			return fmt.Errorf("capture: %w", why)
+		}
+		c.log.Warn("eBPF is not available, local capture falls back to nftables", "error", why)
+	}
+	c.status = Status{Mechanism: NFT, Reason: "it was asked for"}
+	if why != nil {
+		c.status.Reason = why.Error()
+	}
+	if err := c.beginNFT(); err != nil {
+		return errors.Join(err, why)
+	}
+	return nil
+}
+
+func (c *Capture) beginKernel() (err error) {
+	if c.mount == "" {
+		return errNoCgroup2
+	}
+	if ns, err := os.Readlink("/proc/self/ns/pid"); err == nil && ns != initPIDNamespace {
+		return errors.New("this process has a process-id namespace of its own, so it cannot tell which process is which: run it on the host or with --pid=host")
+	}
+	cfg := programConfig{
+		mark: c.cfg.Marks.Capture, upstream: c.cfg.Marks.Own, mask: c.cfg.Marks.Mask,
+		dns: c.cfg.DNS, netns: netnsCookie(), serverPorts: ephemeralPorts(),
+	}
+	if cfg.offsets, err = kernelOffsets(); err != nil {
+		c.log.Warn("kernel structures are unknown: names of threads stand in for those of processes", "error", err)
+	}
+	err = c.loadKernel(cfg)
+	if err != nil && cfg.offsets != nil && errors.Is(err, unix.EINVAL) {
+		// kernel lockdown, or no CAP_PERFMON: reading kernel memory is refused
+		plain := cfg
+		plain.offsets = nil
+		if retry := c.loadKernel(plain); retry == nil {
+			c.log.Warn("kernel memory cannot be read: names of threads stand in for those of processes", "error", err)
+			return nil
+		}
+	}
+	return err
+}
+
+func (c *Capture) loadKernel(cfg programConfig) (err error) {
+	if c.kernel, err = newKernelSteer(c.cfg.MaxSockets); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.kernel.close())
+			c.kernel = nil
+		}
+	}()
+	c.threadNames = cfg.offsets == nil
+	if c.rules, err = compileRules(c.cfg.Spec, c.never(), c.system()); err != nil {
+		return err
+	}
+	entries, err := c.rules.entries(c.system())
+	if err != nil {
+		return err
+	}
+	if err := c.kernel.swap(entries); err != nil {
+		return err
+	}
+	if err := c.noteServers(cfg.serverPorts); err != nil {
+		return err
+	}
+	c.spec = c.cfg.Spec
+	dir := c.cfg.Cgroup
+	if dir == "" {
+		dir = c.mount
+	}
+	return c.kernel.attach(dir, cfg, c.log)
+}
+
+// never is what no Spec can capture.
+func (c *Capture) never() []Item {
+	items := []Item{{Negated: true, Kind: PID, Number: uint32(os.Getpid())}}
+	for _, path := range c.cfg.Exclude {
+		items = append(items, Item{Negated: true, Kind: Cgroup, Text: path})
+	}
+	return items
+}
+
+func (c *Capture) system() system {
+	return system{
+		user: userID, file: fileID, exes: programs,
+		cgroup: func(path string) (uint64, error) { return cgroupID(filepath.Join(c.mount, path)) },
+	}
+}
+
+// noteServers remembers the UDP servers that already run: unconnected sockets
+// on ports below the ephemeral range.
+func (c *Capture) noteServers(below uint16) error {
+	list, err := c.diag.list(unix.IPPROTO_UDP, anyState)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.dst.Port() != 0 || s.src.Port() >= below {
+			continue
+		}
+		if err := c.kernel.servers.Put(s.cookie, uint64(1)); err != nil {
+			return fmt.Errorf("capture: note UDP servers: %w", err)
+		}
+	}
+	return nil
+}
+
+// Status says which mechanism runs and why.
+func (c *Capture) Status() Status { return c.status }
+
+// Spec is what is captured now.
+func (c *Capture) Spec() Spec {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.spec
+}
+
+// ErrClosed is returned by methods of a closed Capture.
+var ErrClosed = errors.New("capture: closed")
+
+// Set changes what is captured, at one instant for all processes. Connections
+// that exist go on as they are; see Kick. On error the old Spec stays in force.
+func (c *Capture) Set(spec Spec) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	if c.kernel == nil {
+		if err := c.setOutput(spec); err != nil {
+			return err
+		}
+		c.spec = spec
+		return nil
+	}
+	rules, err := compileRules(spec, c.never(), c.system())
+	if err != nil {
+		return err
+	}
+	entries, err := rules.entries(c.system())
+	if err != nil {
+		return err
+	}
+	if err := c.kernel.swap(entries); err != nil {
+		return err
+	}
+	c.spec, c.rules = spec, rules
+	return nil
+}
+
+// refresh keeps the entries of programs and cgroups true until Close.
+func (c *Capture) refresh(ctx context.Context) {
+	defer close(c.done)
+	ticker := time.NewTicker(c.cfg.Refresh)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := c.refreshOnce(); err != nil {
+			c.log.Warn("cannot bring local capture up to date", "error", err)
+		}
+	}
+}
+
+func (c *Capture) refreshOnce() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rules.changing() {
+		return nil
+	}
+	if c.kernel == nil {
+		return c.refreshOutput()
+	}
+	entries, err := c.rules.entries(c.system())
+	if err != nil {
+		return err
+	}
+	return c.kernel.amend(entries)
+}
+
+// Close stops capturing at once; connections that are marked already keep
+// their mark. Closing twice is harmless.
+func (c *Capture) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	c.mu.Unlock()
+	c.stop()
+	<-c.done
+	errs := []error{c.diag.close()}
+	if c.kernel != nil {
+		errs = append(errs, c.kernel.close())
+	}
+	if c.kernel == nil {
+		errs = append(errs, c.cfg.Output(redirect.OutputRules{}))
+	}
+	return errors.Join(errs...)
+}
+
+// netnsCookie names the calling thread's network namespace; 0 before Linux 5.14.
+func netnsCookie() uint64 {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return cookie
+}
+
+// ephemeralPorts is the first port the kernel gives to sockets that name none.
+func ephemeralPorts() uint16 {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return firstEphemeral
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) == 0 {
+		return firstEphemeral
+	}
+	first, err := strconv.ParseUint(fields[0], 10, 16)
+	if err != nil {
+		return firstEphemeral
+	}
+	return uint16(first)
+}

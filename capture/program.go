@@ -1,0 +1,454 @@
+//go:build linux
+
+package capture
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+)
+
+// maxCgroupDepth is how deep below the root a cgroup of an item may lie.
+const maxCgroupDepth = 16
+
+// Offsets in the contexts the kernel hands to the programs (linux/bpf.h).
+const (
+	sockType, sockProtocol, sockMark, sockPort = 8, 12, 16, 44 // struct bpf_sock
+
+	addrIP4, addrIP6, addrPort, addrProtocol, addrSock = 4, 8, 24, 36, 64 // struct bpf_sock_addr
+
+	skbMark = 8 // struct __sk_buff
+)
+
+const dnsPort = 53
+
+// programConfig is what is fixed when the programs are loaded.
+type programConfig struct {
+	mark, upstream, mask uint32
+	dns                  netip.AddrPort // inner DNS server, invalid to leave stubs alone
+	netns                uint64         // cookie of the one network namespace to act in, 0 for any
+	serverPorts          uint16         // UDP ports below are a server's
+	offsets              *offsets       // nil: thread names instead of process names, no programs
+	rules                *ebpf.Map      // array of one rule map
+	owners               *ebpf.Map      // socket cookie -> owner
+	servers              *ebpf.Map      // cookies of UDP server sockets
+	flows                *ebpf.Map      // flowKey -> socket cookie
+}
+
+// match leaves the rules' verdict on the current task in register best (0 or
+// 1), or jumps to outside when the task lives in another network namespace.
+func (a *assembler) match(c *programConfig, outside string) {
+	a.thisNetns(c, outside)
+	a.storeImm(slotIndex, 0)
+	a.lookup(c.rules, slotIndex)
+	a.add(asm.JEq.Imm(asm.R0, 0, outside), asm.Mov.Reg(inner, asm.R0))
+
+	a.storeImm(slotKey+8, 0)
+	a.storeImm(slotKey+16, 0)
+	a.lookupRule(kindMeta)
+	a.add(
+		asm.JEq.Imm(asm.R0, 0, outside),
+		asm.LoadMem(best, asm.R0, 0, asm.DWord),
+		asm.Mov.Reg(asm.R1, best), asm.RSh.Imm(asm.R1, 8),
+		asm.And.Imm(best, 1),
+	)
+	a.store(slotKinds, asm.R1)
+
+	a.matchPID()
+	a.ifKind(uint32(UID), func(string) {
+		a.add(asm.FnGetCurrentUidGid.Call(), asm.LSh.Imm(asm.R0, 32), asm.RSh.Imm(asm.R0, 32))
+		a.store(slotKey+8, asm.R0)
+		a.tryRule(uint32(UID))
+	})
+	a.ifKind(uint32(Cgroup), a.matchCgroup)
+	a.ifKind(uint32(Exe), func(next string) { a.matchExe(c.offsets, next) })
+	a.ifKind(uint32(Name), func(string) {
+		a.taskName(c.offsets, slotKey+8)
+		a.tryRule(uint32(Name))
+	})
+	a.add(asm.And.Imm(best, 1))
+}
+
+func (a *assembler) thisNetns(c *programConfig, outside string) {
+	if c.netns == 0 {
+		return
+	}
+	a.add(
+		asm.Mov.Reg(asm.R1, ctx), asm.FnGetNetnsCookie.Call(),
+		asm.LoadImm(asm.R1, int64(c.netns), asm.DWord),
+		asm.JNE.Reg(asm.R0, asm.R1, outside),
+	)
+}
+
+// lookupRule finds the rule for the key whose value part is already stored.
+func (a *assembler) lookupRule(kind uint32) {
+	a.storeImm(slotKey, int32(kind))
+	a.add(asm.Mov.Reg(asm.R1, inner))
+	a.address(asm.R2, slotKey)
+	a.add(asm.FnMapLookupElem.Call())
+}
+
+// tryRule raises best to the rule found, if that is higher.
+func (a *assembler) tryRule(kind uint32) {
+	next := a.newLabel()
+	a.lookupRule(kind)
+	a.add(
+		asm.JEq.Imm(asm.R0, 0, next),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
+		asm.JLE.Reg(asm.R1, best, next),
+		asm.Mov.Reg(best, asm.R1),
+	)
+	a.at(next)
+}
+
+// ifKind runs body only when rules of that kind occur; body may jump to next.
+func (a *assembler) ifKind(kind uint32, body func(next string)) {
+	next := a.newLabel()
+	a.load(asm.R1, slotKinds)
+	a.add(asm.And.Imm(asm.R1, 1<<kind), asm.JEq.Imm(asm.R1, 0, next))
+	body(next)
+	a.at(next)
+}
+
+func (a *assembler) matchPID() {
+	a.add(asm.FnGetCurrentPidTgid.Call(), asm.RSh.Imm(asm.R0, 32))
+	a.store(slotKey+8, asm.R0)
+	a.tryRule(uint32(PID))
+	a.ifKind(uint32(Exe), func(string) { a.tryRule(kindExePID) })
+}
+
+// matchCgroup tries the task's cgroup and all above it, from the root down.
+func (a *assembler) matchCgroup(next string) {
+	for level := range int32(maxCgroupDepth) {
+		a.add(
+			asm.Mov.Imm(asm.R1, level), asm.FnGetCurrentAncestorCgroupId.Call(),
+			asm.JEq.Imm(asm.R0, 0, next),
+		)
+		a.store(slotKey+8, asm.R0)
+		a.tryRule(uint32(Cgroup))
+	}
+}
+
+// matchExe tries device and inode of the task's program file.
+func (a *assembler) matchExe(o *offsets, next string) {
+	if o == nil {
+		return
+	}
+	done := a.newLabel()
+	follow := func(offset int32) {
+		a.load(asm.R7, slotPointer)
+		a.readKernel(slotPointer, 8, asm.R7, offset, done)
+	}
+	a.add(asm.FnGetCurrentTask.Call(), asm.Mov.Reg(asm.R7, asm.R0))
+	a.readKernel(slotPointer, 8, asm.R7, o.mm, done)
+	follow(o.exeFile)
+	follow(o.fileInode)
+	a.load(asm.R7, slotPointer)
+	a.readKernel(slotKey+16, 8, asm.R7, o.inodeNumber, done)
+	a.readKernel(slotPointer, 8, asm.R7, o.inodeSB, done)
+	a.load(asm.R7, slotPointer)
+	a.storeImm(slotPointer, 0)
+	a.readKernel(slotPointer, 4, asm.R7, o.superDev, done)
+	a.add(asm.LoadMem(asm.R1, asm.RFP, slotPointer, asm.Word))
+	a.store(slotKey+8, asm.R1)
+	a.tryRule(uint32(Exe))
+	a.at(done)
+	a.storeImm(slotKey+16, 0)
+}
+
+// taskName stores the process's name (its group leader's), or the thread's
+// where the kernel's structures cannot be read.
+func (a *assembler) taskName(o *offsets, slot int32) {
+	a.storeImm(int16(slot), 0)
+	a.storeImm(int16(slot)+8, 0)
+	if o == nil {
+		a.address(asm.R1, slot)
+		a.add(asm.Mov.Imm(asm.R2, 16), asm.FnGetCurrentComm.Call())
+		return
+	}
+	failed := a.newLabel()
+	a.add(asm.FnGetCurrentTask.Call(), asm.Mov.Reg(asm.R7, asm.R0))
+	a.readKernel(slotPointer, 8, asm.R7, o.groupLeader, failed)
+	a.load(asm.R3, slotPointer)
+	a.add(asm.Add.Imm(asm.R3, o.comm))
+	a.address(asm.R1, slot)
+	a.add(asm.Mov.Imm(asm.R2, 16), asm.FnProbeReadKernelStr.Call())
+	a.at(failed)
+}
+
+// socketCreated is cgroup/sock_create: it marks UDP sockets from the start,
+// because the first datagram takes the mark before the sendmsg hook runs. TCP
+// is marked when it connects, so that servers' sockets never carry the mark.
+func socketCreated(c *programConfig) asm.Instructions {
+	a := &assembler{}
+	a.add(
+		asm.Mov.Reg(ctx, asm.R1),
+		asm.LoadMem(asm.R1, ctx, sockType, asm.Word), asm.JNE.Imm(asm.R1, unix.SOCK_DGRAM, "allow"),
+		asm.LoadMem(asm.R1, ctx, sockProtocol, asm.Word), asm.JNE.Imm(asm.R1, unix.IPPROTO_UDP, "allow"),
+	)
+	a.match(c, "allow")
+	a.add(
+		asm.JEq.Imm(best, 0, "allow"),
+		asm.LoadMem(asm.R1, ctx, sockMark, asm.Word),
+		asm.LoadImm(asm.R2, int64(^c.mask), asm.DWord), asm.And.Reg(asm.R1, asm.R2),
+		asm.LoadImm(asm.R2, int64(c.mark), asm.DWord), asm.Or.Reg(asm.R1, asm.R2),
+		asm.StoreMem(ctx, sockMark, asm.R1, asm.Word),
+	)
+	a.at("allow")
+	a.ret(1)
+	return a.code
+}
+
+// socketSends is cgroup/connect4, connect6, sendmsg4 and sendmsg6: it decides
+// whether the socket carries our mark from here on.
+func socketSends(c *programConfig, v6, datagram bool) asm.Instructions {
+	a := &assembler{}
+	a.add(
+		asm.Mov.Reg(ctx, asm.R1),
+		asm.LoadMem(asm.R1, ctx, addrProtocol, asm.Word),
+		asm.JEq.Imm(asm.R1, unix.IPPROTO_TCP, "inet"),
+		asm.JNE.Imm(asm.R1, unix.IPPROTO_UDP, "allow"),
+	)
+	a.at("inet")
+	a.currentMark(c)
+	a.storeImm(slotStub, 0)
+	ip4 := int16(addrIP4)
+	if v6 {
+		ip4 = addrIP6 + 12
+		a.destination6("decide", "release")
+	}
+	a.destination4(c, ip4, "decide", "release")
+	a.at("decide")
+	a.match(c, "release")
+	a.add(asm.JEq.Imm(best, 0, "release"))
+	a.cookie(slotIndex)
+	if datagram {
+		a.lookup(c.servers, slotIndex)
+		a.add(asm.JNE.Imm(asm.R0, 0, "release"))
+	}
+	a.setMark(c, true)
+	a.own(c)
+	a.rewriteToDNS(c, ip4)
+	a.add(asm.Ja.Label("allow"))
+	a.at("release")
+	a.setMark(c, false)
+	a.at("allow")
+	a.ret(1)
+	return a.code
+}
+
+// currentMark stores the socket's mark and leaves when its bits under the mask
+// are somebody else's, above all the mark of our own upstream connections.
+func (a *assembler) currentMark(c *programConfig) {
+	a.add(
+		asm.LoadMem(asm.R1, ctx, addrSock, asm.DWord),
+		asm.LoadMem(asm.R2, asm.R1, sockMark, asm.Word),
+	)
+	a.store(slotMark, asm.R2)
+	a.add(
+		asm.LoadImm(asm.R3, int64(c.mask), asm.DWord), asm.And.Reg(asm.R2, asm.R3),
+		asm.JEq.Imm(asm.R2, 0, "ours"),
+		asm.LoadImm(asm.R3, int64(c.mark), asm.DWord),
+		asm.JNE.Reg(asm.R2, asm.R3, "allow"),
+	)
+	a.at("ours")
+}
+
+// destination6 sorts out IPv6 destinations that are never captured, and falls
+// through for an IPv4-mapped one.
+func (a *assembler) destination6(capture, release string) {
+	a.add(
+		asm.LoadMem(asm.R1, ctx, addrIP6, asm.Word), asm.HostTo(asm.BE, asm.R1, asm.Word),
+		asm.LoadMem(asm.R2, ctx, addrIP6+4, asm.Word), asm.HostTo(asm.BE, asm.R2, asm.Word),
+		asm.LoadMem(asm.R3, ctx, addrIP6+8, asm.Word), asm.HostTo(asm.BE, asm.R3, asm.Word),
+		asm.LoadMem(asm.R4, ctx, addrIP6+12, asm.Word), asm.HostTo(asm.BE, asm.R4, asm.Word),
+		asm.Mov.Reg(asm.R5, asm.R1), asm.RSh.Imm(asm.R5, 24), asm.JEq.Imm(asm.R5, 0xff, release), // multicast
+		asm.Mov.Reg(asm.R5, asm.R1), asm.RSh.Imm(asm.R5, 22), asm.JEq.Imm(asm.R5, 0xfe80>>6, release), // link-local
+		asm.Or.Reg(asm.R1, asm.R2),
+		asm.JNE.Imm(asm.R1, 0, capture),
+		asm.JEq.Imm(asm.R3, 0xffff, "mapped"),
+		asm.JNE.Imm(asm.R3, 0, capture),
+		asm.JLE.Imm(asm.R4, 1, release), // :: and ::1
+		asm.Ja.Label(capture),
+	)
+	a.at("mapped")
+}
+
+// destination4 sorts out IPv4 destinations that are never captured. A DNS stub
+// on the loopback network is noted for rewriting.
+func (a *assembler) destination4(c *programConfig, ip int16, capture, release string) {
+	a.add(
+		asm.LoadMem(asm.R1, ctx, ip, asm.Word), asm.Mov.Reg(asm.R2, asm.R1),
+		asm.HostTo(asm.BE, asm.R2, asm.Word), asm.RSh.Imm(asm.R2, 24),
+		asm.JEq.Imm(asm.R2, 0, release),
+		asm.JGE.Imm(asm.R2, 224, release), // multicast, reserved, broadcast
+		asm.JNE.Imm(asm.R2, 127, capture),
+	)
+	if !c.dns.IsValid() {
+		a.add(asm.Ja.Label(release))
+		return
+	}
+	a.add(
+		asm.LoadMem(asm.R2, ctx, addrPort, asm.Word), asm.HostTo(asm.BE, asm.R2, asm.Half),
+		asm.JNE.Imm(asm.R2, dnsPort, release),
+	)
+	a.store(slotStub, asm.R1)
+}
+
+// setMark puts our mark on the socket or takes it off, with one call at most.
+func (a *assembler) setMark(c *programConfig, on bool) {
+	done := a.newLabel()
+	a.load(asm.R1, slotMark)
+	a.add(
+		asm.Mov.Reg(asm.R2, asm.R1),
+		asm.LoadImm(asm.R3, int64(^c.mask), asm.DWord), asm.And.Reg(asm.R2, asm.R3),
+	)
+	if on {
+		a.add(asm.LoadImm(asm.R3, int64(c.mark), asm.DWord), asm.Or.Reg(asm.R2, asm.R3))
+	}
+	a.add(
+		asm.JEq.Reg(asm.R1, asm.R2, done),
+		asm.StoreMem(asm.RFP, slotNewMark, asm.R2, asm.Word),
+		asm.Mov.Reg(asm.R1, ctx), asm.Mov.Imm(asm.R2, unix.SOL_SOCKET), asm.Mov.Imm(asm.R3, unix.SO_MARK),
+	)
+	a.address(asm.R4, slotNewMark)
+	a.add(asm.Mov.Imm(asm.R5, 4), asm.FnSetsockopt.Call())
+	a.at(done)
+}
+
+// own records who uses the socket, unless that is known already.
+func (a *assembler) own(c *programConfig) {
+	write := a.newLabel()
+	a.add(asm.FnGetCurrentPidTgid.Call(), asm.RSh.Imm(asm.R0, 32), asm.Mov.Reg(asm.R7, asm.R0))
+	a.lookup(c.owners, slotIndex)
+	a.load(asm.R1, slotStub)
+	a.add(
+		asm.JEq.Imm(asm.R0, 0, write),
+		asm.LoadMem(asm.R2, asm.R0, ownerStub, asm.Word),
+		asm.LoadMem(asm.R3, asm.R0, ownerPID, asm.Word),
+	)
+	keep, same := a.newLabel(), a.newLabel()
+	a.add(
+		asm.JNE.Imm(asm.R1, 0, keep),
+		asm.Mov.Reg(asm.R1, asm.R2), // a stub once used may still answer
+	)
+	a.at(keep)
+	a.add(asm.JNE.Reg(asm.R1, asm.R2, write), asm.JEq.Reg(asm.R3, asm.R7, same))
+	a.at(write)
+	a.store(slotOwner+ownerStub, asm.R1)
+	a.add(asm.StoreMem(asm.RFP, slotOwner+ownerPID, asm.R7, asm.Word), asm.FnGetCurrentUidGid.Call())
+	a.add(asm.StoreMem(asm.RFP, slotOwner+ownerUID, asm.R0, asm.Word), asm.FnGetCurrentCgroupId.Call())
+	a.store(slotOwner+ownerCgroup, asm.R0)
+	a.taskName(c.offsets, slotOwner+ownerComm)
+	a.update(c.owners, slotIndex, slotOwner)
+	a.at(same)
+}
+
+// rewriteToDNS sends what was meant for a DNS stub to the inner DNS server.
+func (a *assembler) rewriteToDNS(c *programConfig, ip int16) {
+	if !c.dns.IsValid() {
+		return
+	}
+	a.load(asm.R1, slotStub)
+	a.add(asm.JEq.Imm(asm.R1, 0, "allow"))
+	a.add(
+		asm.LoadImm(asm.R1, int64(raw4(c.dns.Addr())), asm.DWord),
+		asm.StoreMem(ctx, ip, asm.R1, asm.Word),
+		asm.Mov.Imm(asm.R1, int32(raw16(c.dns.Port()))),
+		asm.StoreMem(ctx, addrPort, asm.R1, asm.Word),
+	)
+}
+
+// socketReceives is cgroup/recvmsg4, recvmsg6, getpeername4 and getpeername6:
+// it shows the DNS stub's address where the inner DNS server's would appear. On
+// receive it also finds out which UDP sockets are servers'.
+func socketReceives(c *programConfig, v6, datagram bool) asm.Instructions {
+	a := &assembler{}
+	a.add(asm.Mov.Reg(ctx, asm.R1))
+	ip4 := int16(addrIP4)
+	if v6 {
+		ip4 = addrIP6 + 12
+	}
+	if c.dns.IsValid() {
+		a.rewriteFromDNS(c, v6, ip4)
+	}
+	a.at("other")
+	if datagram {
+		a.noteServer(c, v6, ip4)
+	}
+	a.at("allow")
+	a.ret(1)
+	return a.code
+}
+
+func (a *assembler) rewriteFromDNS(c *programConfig, v6 bool, ip4 int16) {
+	if v6 { // only ::ffff:a.b.c.d
+		a.add(
+			asm.LoadMem(asm.R1, ctx, addrIP6+8, asm.Word), asm.HostTo(asm.BE, asm.R1, asm.Word),
+			asm.JNE.Imm(asm.R1, 0xffff, "other"),
+		)
+	}
+	a.add(
+		asm.LoadMem(asm.R1, ctx, ip4, asm.Word),
+		asm.LoadImm(asm.R2, int64(raw4(c.dns.Addr())), asm.DWord),
+		asm.JNE.Reg(asm.R1, asm.R2, "other"),
+		asm.LoadMem(asm.R1, ctx, addrPort, asm.Word), asm.And.Imm(asm.R1, 0xffff),
+		asm.JNE.Imm(asm.R1, int32(raw16(c.dns.Port())), "other"),
+	)
+	a.cookie(slotIndex)
+	a.lookup(c.owners, slotIndex)
+	a.add(
+		asm.JEq.Imm(asm.R0, 0, "other"),
+		asm.LoadMem(asm.R1, asm.R0, ownerStub, asm.Word),
+		asm.JEq.Imm(asm.R1, 0, "other"),
+		asm.StoreMem(ctx, ip4, asm.R1, asm.Word),
+		asm.Mov.Imm(asm.R1, int32(raw16(dnsPort))),
+		asm.StoreMem(ctx, addrPort, asm.R1, asm.Word),
+		asm.Ja.Label("allow"),
+	)
+}
+
+// noteServer remembers a UDP socket on a low port that is spoken to before we
+// saw it speak: its answers must not be captured.
+func (a *assembler) noteServer(c *programConfig, v6 bool, ip4 int16) {
+	a.add(
+		asm.LoadMem(asm.R1, ctx, addrSock, asm.DWord),
+		asm.LoadMem(asm.R2, asm.R1, sockPort, asm.Word),
+		asm.JGE.Imm(asm.R2, int32(c.serverPorts), "allow"),
+		asm.LoadMem(asm.R2, asm.R1, sockMark, asm.Word),
+	)
+	a.store(slotMark, asm.R2)
+	if !v6 { // who speaks on the loopback network says nothing about the others
+		a.add(
+			asm.LoadMem(asm.R1, ctx, ip4, asm.Word), asm.HostTo(asm.BE, asm.R1, asm.Word),
+			asm.RSh.Imm(asm.R1, 24), asm.JEq.Imm(asm.R1, 127, "allow"),
+		)
+	}
+	a.thisNetns(c, "allow")
+	a.cookie(slotIndex)
+	a.lookup(c.owners, slotIndex)
+	a.add(asm.JNE.Imm(asm.R0, 0, "allow"))
+	a.lookup(c.servers, slotIndex)
+	a.add(asm.JNE.Imm(asm.R0, 0, "allow"))
+	a.storeImm(slotPointer, 1)
+	a.update(c.servers, slotIndex, slotPointer)
+	a.load(asm.R1, slotMark)
+	a.add(
+		asm.LoadImm(asm.R2, int64(c.mask), asm.DWord), asm.And.Reg(asm.R1, asm.R2),
+		asm.LoadImm(asm.R2, int64(c.mark), asm.DWord), asm.JNE.Reg(asm.R1, asm.R2, "allow"),
+	)
+	a.setMark(c, false)
+}
+
+// raw4 and raw16 are numbers as they lie in memory in network order.
+func raw4(ip netip.Addr) uint32 {
+	b := ip.As4()
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+func raw16(n uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
+}
