@@ -152,6 +152,18 @@ func (p *PeekConn) Write(b []byte) (int, error) {
 	return p.Conn.Write(b)
 }
 
+// Unread puts b back in front of what is still to be read: a protocol that read ahead hands the
+// stream on to the next one. p keeps b. Only for streams.
+func (p *PeekConn) Unread(b []byte) {
+	switch {
+	case len(b) == 0:
+	case len(p.pending) == 0:
+		p.pending = [][]byte{b}
+	default:
+		p.pending = [][]byte{slices.Concat(b, p.pending[0])}
+	}
+}
+
 // WriteTo lets io.Copy use the transport's own fast path once the peeked bytes are out.
 func (p *PeekConn) WriteTo(w io.Writer) (int64, error) {
 	var total int64

@@ -272,6 +272,13 @@ func (l *LiveFlow) Fail(err error) {
 // Finish ends the flow: the last edits, Live off, a last snapshot for the recorder. Every protocol
 // calls it exactly once per flow.
 func (l *LiveFlow) Finish(ctx context.Context) {
+	l.FinishQuiet()
+	l.Publish(ctx)
+}
+
+// FinishQuiet is Finish without telling the recorder: for flows that addons see and nobody keeps
+// (HTTP-14).
+func (l *LiveFlow) FinishQuiet() {
 	l.applyEdits()
 	l.mu.Lock()
 	l.done = true
@@ -279,5 +286,4 @@ func (l *LiveFlow) Finish(ctx context.Context) {
 	l.mu.Unlock()
 	l.applyEdits() // what came between the two
 	l.Live = false
-	l.Publish(ctx)
 }
