@@ -83,6 +83,7 @@ func (s *Session) decide(server []byte, final bool) (h Handler, more bool) {
 	if proto == sniff.NeedMore {
 		return nil, true
 	}
+	s.note(proto)
 	ignored, more := s.ignored(proto, peeked)
 	switch {
 	case more && !final:
@@ -112,6 +113,7 @@ func (s *Session) decideUDP(p *Protocols, peeked [][]byte, hints sniff.Hints) (H
 		return nil, true
 	}
 	proto := sniff.UDP(peeked[0], hints)
+	s.note(proto)
 	ignored, more := s.ignored(proto, peeked)
 	switch {
 	case more && len(peeked) < maxHelloDatagrams:
@@ -131,6 +133,12 @@ func (s *Session) decideUDP(p *Protocols, peeked [][]byte, hints sniff.Hints) (H
 		return p.DNS, false
 	}
 	return p.UDP, false
+}
+
+func (s *Session) note(p sniff.Protocol) {
+	if p != sniff.Unknown {
+		s.Protocol = p.String()
+	}
 }
 
 // maxHelloDatagrams is how many datagrams of a DTLS or QUIC handshake are held back to find the name

@@ -185,7 +185,12 @@ func (s *Session) open(ctx context.Context, info *flow.Server, refuse error, net
 	if t, ok := conn.(*net.TCPConn); ok {
 		return t, nil
 	}
-	return datagramConn{conn}, nil
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, fmt.Errorf("proxycore: cannot dial network %q", network)
+	}
+	return datagramConn{udp}, nil
 }
 
 func localAddr(network, ip string) net.Addr {
@@ -197,7 +202,7 @@ func localAddr(network, ip string) net.Addr {
 }
 
 // datagramConn is a connected UDP socket as a Conn.
-type datagramConn struct{ net.Conn }
+type datagramConn struct{ *net.UDPConn }
 
 // CloseWrite does nothing: UDP has no end.
 func (datagramConn) CloseWrite() error { return nil }

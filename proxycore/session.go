@@ -30,6 +30,8 @@ type Session struct {
 	Secure bool
 	// SNI is the name that the client asked for in TLS; "" when it named none.
 	SNI string
+	// Protocol names what the first bytes looked like: "tls", "ssh", ...; "" when unknown.
+	Protocol string
 	// ALPN is what was agreed on with the client in the enclosing TLS.
 	ALPN string
 	// Server is a connection to Target that an outer layer has opened; nil when none. Whoever uses it
