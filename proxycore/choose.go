@@ -145,6 +145,10 @@ func (s *Session) note(p sniff.Protocol) {
 // in it.
 const maxHelloDatagrams = 8
 
+// PassThrough returns the handler that relays s.Conn as it is: without a flow, or with one when
+// show_ignored_hosts is on (NL-02).
+func (s *Session) PassThrough() Handler { return s.passThrough(&s.core.cfg.Protocols) }
+
 func (s *Session) passThrough(p *Protocols) Handler {
 	if !s.Options().ShowIgnored.Get() {
 		return p.Pass

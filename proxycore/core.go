@@ -191,9 +191,13 @@ func (c *Core) converse(ctx context.Context, cancel context.CancelCauseFunc, in 
 	}
 }
 
+// ErrReported is what errors are (errors.Is) whose handler has logged them already, with more to say
+// than the core could.
+var ErrReported = errors.New("proxycore: reported already")
+
 // isQuiet is true for ends that are nobody's fault and already visible as "client disconnect".
 func isQuiet(err error) bool {
-	return errors.Is(err, net.ErrClosed) || errors.Is(err, ErrKilled) || errors.Is(err, ErrShutdown) ||
+	return errors.Is(err, ErrReported) || errors.Is(err, net.ErrClosed) || errors.Is(err, ErrKilled) || errors.Is(err, ErrShutdown) ||
 		errors.Is(err, context.Canceled) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
