@@ -17,15 +17,13 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"mitm-appliance/redirect"
 )
 
 // agentState is what an agent keeps between commands.
 type agentState struct {
 	conn   net.Conn       // of "keep" and "open-connected"
 	packet net.PacketConn // of "open"
-	capt   *Capture
+	box    *appliance
 }
 
 // runAgent reads commands from standard input and answers each with one line.
@@ -33,8 +31,8 @@ func runAgent() {
 	signal.Ignore(syscall.SIGPIPE)
 	a := &agentState{}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		words := append(strings.Fields(lines.Text()), "", "")
-		answer, err := a.do(words[0], words[1], words[2])
+		words := append(strings.Split(lines.Text(), " "), "", "", "")
+		answer, err := a.do(words[0], words[1], words[2], words[3])
 		if err != nil {
 			answer = "error: " + err.Error()
 		}
@@ -44,7 +42,7 @@ func runAgent() {
 
 const agentTimeout = 4 * time.Second
 
-func (a *agentState) do(verb, arg, arg2 string) (string, error) {
+func (a *agentState) do(verb, arg, arg2, arg3 string) (answer string, err error) {
 	switch verb {
 	case "tcp":
 		return a.tcp(arg, nil)
@@ -81,8 +79,19 @@ func (a *agentState) do(verb, arg, arg2 string) (string, error) {
 			return "", err
 		}
 		return "ok", syscall.Setuid(uid)
-	case "capture": // as the appliance
-		return a.capture(arg, arg2)
+	case "appliance":
+		a.box, err = newAppliance(arg, arg2, arg3)
+		return "ok", err
+	case "flows":
+		return a.box.newFlows(), nil
+	case "curl-many":
+		return curlMany(arg, arg2)
+	case "fire": // and forget
+		conn, err := net.Dial("udp", arg)
+		if err == nil {
+			_, err = conn.Write([]byte("!"))
+		}
+		return "ok", err
 	case "curl":
 		out, err := exec.Command("curl", "-s", "-m", "4", "--http0.9", "http://"+arg).CombinedOutput()
 		return firstWord(string(out)), err
@@ -225,12 +234,31 @@ func (a *agentState) answer() (string, error) {
 	return fmt.Sprint("answered ", from), err
 }
 
-// capture begins to capture on a cgroup, from inside of this process.
-func (a *agentState) capture(dir, data string) (string, error) {
-	spec, err := ParseSpec(data)
+// curlMany runs curl many times at once and counts those that were told their
+// own pid.
+func curlMany(address, many string) (string, error) {
+	n, err := strconv.Atoi(many)
 	if err != nil {
 		return "", err
 	}
-	a.capt, err = New(Config{Mechanism: EBPF, Cgroup: dir, Spec: spec, Marks: redirect.Marks{}})
-	return "ok", err
+	answers := make(chan error)
+	for range n {
+		go func() {
+			cmd := exec.Command("curl", "-s", "-m", "15", "--http0.9", "http://"+address)
+			out, err := cmd.CombinedOutput()
+			if own := fmt.Sprintf("pid=%d name=curl ", cmd.ProcessState.Pid()); err == nil && !strings.Contains(string(out), own) {
+				err = fmt.Errorf("got %q, want %q", out, own)
+			}
+			answers <- err
+		}()
+	}
+	right := 0
+	for range n {
+		if e := <-answers; e != nil {
+			err = e
+		} else {
+			right++
+		}
+	}
+	return fmt.Sprint(right, " right"), err
 }

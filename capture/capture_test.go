@@ -3,14 +3,18 @@
 package capture
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var farTCP4 = net.JoinHostPort(far4, farPort)
@@ -162,7 +166,6 @@ func TestLoopbackIsNotCaptured(t *testing.T) {
 	}
 	a.goes("ok", "open", ":0", "udp4") // and one socket may do both
 	a.goes("loopback", "send", "127.0.0.1:7007")
-	a.goes("direct", "send", farTCP4)
 	a.goes("proxy", "send", farTCP4)
 	a.goes("loopback", "send", "127.0.0.1:7007")
 }
@@ -221,4 +224,142 @@ func TestServersOfThisHostAreNotCaptured(t *testing.T) {
 			_ = client.Close()
 		}
 	}
+}
+
+func TestProcessOfManyAtOnce(t *testing.T) {
+	l := newLab(t)
+	a := l.agent("", "")
+	l.start("")
+	if answer := a.ask("curl-many", farTCP4, "100"); answer != "100 right" {
+		t.Error(answer)
+	}
+	agents := make([]*agent, 40)
+	for i := range agents {
+		agents[i] = l.agent("", "")
+	}
+	var wait sync.WaitGroup
+	for _, a := range agents {
+		wait.Go(func() {
+			for _, verb := range []string{"udp", "udp-connected", "tcp"} {
+				for _, far := range []string{far4, far6} {
+					answer := a.ask(verb, net.JoinHostPort(far, farPort))
+					if want := fmt.Sprintf("pid=%d name=%s uid=0 exe=%s cgroup=%s", a.pid(), filepath.Base(testBinary(t)), testBinary(t), l.path(l.cgroup)); !strings.Contains(answer, want) {
+						t.Errorf("%s to %s: got %q, want %q", verb, far, answer, want)
+					}
+				}
+			}
+		})
+	}
+	wait.Wait()
+}
+
+func TestProcessThatHasEnded(t *testing.T) {
+	l := newLab(t)
+	a := l.agent("", "")
+	c := l.start("")
+	a.ask("setuid", "12345")
+	sink, err := l.proxy.ListenPacket("udp", net.JoinHostPort(far4, "7008"))
+	must(t, err)
+	defer sink.Close()
+	a.goes("ok", "fire", net.JoinHostPort(far4, "7008"))
+	a.stop()
+	must(t, sink.SetReadDeadline(time.Now().Add(patience)))
+	_, from, err := sink.ReadFrom(make([]byte, 9))
+	must(t, err)
+	src, dst := endpoint(from), endpoint(sink.LocalAddr())
+	want := Process{PID: a.pid(), Name: filepath.Base(testBinary(t)), UID: 12345, Cgroup: l.path(l.cgroup)}
+	if p, ok := c.Process("udp", src, dst); !ok || p != want {
+		t.Errorf("got %+v, %v, want %+v", p, ok, want)
+	}
+	for _, network := range []string{"tcp", "icmp", ""} {
+		if p, ok := c.Process(network, src, dst); ok {
+			t.Errorf("%q: got %+v, want nothing", network, p)
+		}
+	}
+	if p, ok := c.Process("udp", netip.AddrPort{}, dst); ok {
+		t.Errorf("no source: got %+v, want nothing", p)
+	}
+}
+
+func TestNewCgroupsAndProgramsAreFound(t *testing.T) {
+	l := newLab(t)
+	child := filepath.Join(l.cgroup, "later")
+	program := filepath.Join(t.TempDir(), "later")
+	l.start("cgroup:"+l.path(child)+",exe:"+program, func(cfg *Config) { cfg.Refresh = 10 * time.Millisecond })
+	must(t, os.Mkdir(child, 0o755))
+	t.Cleanup(func() { removeCgroup(t, child) })
+	binary, err := os.ReadFile(testBinary(t))
+	must(t, err)
+	must(t, os.WriteFile(program, binary, 0o755))
+	inChild, runs := l.agent("", child), l.agent(program, "")
+	for _, a := range []*agent{inChild, runs} {
+		deadline := time.Now().Add(patience)
+		for !strings.HasPrefix(a.ask("tcp", farTCP4), "proxy") {
+			if time.Now().After(deadline) {
+				t.Fatal("never captured")
+			}
+		}
+		a.goesAll("proxy")
+	}
+	must(t, os.Remove(program)) // the running one stays captured
+	must(t, os.WriteFile(program, binary, 0o755))
+	again := l.agent(program, "")
+	deadline := time.Now().Add(patience)
+	for !strings.HasPrefix(again.ask("tcp", farTCP4), "proxy") {
+		if time.Now().After(deadline) {
+			t.Fatal("the replaced program was never captured")
+		}
+	}
+	runs.goesAll("proxy")
+}
+
+func TestExcludedCgroups(t *testing.T) {
+	l := newLab(t)
+	child := filepath.Join(l.cgroup, "own")
+	must(t, os.Mkdir(child, 0o755))
+	t.Cleanup(func() { removeCgroup(t, child) })
+	own, other := l.agent("", child), l.agent("", "")
+	c := l.start("", func(cfg *Config) { cfg.Exclude = []string{l.path(child)} })
+	own.goesAll("direct")
+	other.goesAll("proxy")
+	must(t, c.Set(parse(t, fmt.Sprint(own.pid()))))
+	own.goesAll("direct")
+	must(t, c.Close())
+	if err := c.Set(Spec{}); !errors.Is(err, ErrClosed) {
+		t.Errorf("Set after Close: %v, want ErrClosed", err)
+	}
+	must(t, c.Close())
+}
+
+func BenchmarkProcess(b *testing.B) {
+	l := newLab(b)
+	a := l.agent("", "")
+	c := l.start("")
+	var src string
+	for _, word := range strings.Fields(a.goes("proxy", "keep", farTCP4)) {
+		if _, err := netip.ParseAddrPort(word); err == nil {
+			src = word
+		}
+	}
+	from, to := netip.MustParseAddrPort(src), netip.MustParseAddrPort(farTCP4)
+	must(b, func() error { _, err := c.diag.get(unix.IPPROTO_TCP, from, to); return err }())
+	b.Run("map of flows", func(b *testing.B) {
+		for b.Loop() {
+			var cookie uint64
+			must(b, c.kernel.flows.Lookup(newFlowKey(unix.IPPROTO_TCP, from, to), &cookie))
+		}
+	})
+	b.Run("sock_diag", func(b *testing.B) {
+		for b.Loop() {
+			_, err := c.diag.get(unix.IPPROTO_TCP, from, to)
+			must(b, err)
+		}
+	})
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			if _, ok := c.Process("tcp", from, to); !ok {
+				b.Fatal("unknown")
+			}
+		}
+	})
 }

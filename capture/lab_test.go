@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 }
 
 type lab struct {
-	t                   *testing.T
+	t                   testing.TB
 	ctx                 context.Context
 	net                 *netnstest.Lab
 	host, direct, proxy *netnstest.Host
@@ -59,7 +59,17 @@ type lab struct {
 	capture *Capture // asked by the proxy who its clients are
 }
 
-func newLab(t *testing.T) *lab {
+// newLab makes the lab and the policy route to "proxy".
+func newLab(t testing.TB) *lab {
+	t.Helper()
+	l := newWires(t)
+	l.policyRoute()
+	l.serve(l.proxy, l.describe)
+	return l
+}
+
+// newWires makes a lab that has no policy route yet.
+func newWires(t testing.TB) *lab {
 	t.Helper()
 	l := &lab{t: t, net: netnstest.New(t)}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -68,15 +78,13 @@ func newLab(t *testing.T) *lab {
 	l.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	l.host, l.direct, l.proxy = l.net.Host("host"), l.net.Host("direct"), l.net.Host("proxy")
 	l.wire(l.direct, "wan0", "10.1.0.1/24", "10.1.0.2/24", "fd01::1/64", "fd01::2/64")
-	l.wire(l.proxy, "tun0", "198.18.0.1/30", "198.18.0.2/30", "fd02::1/64", "fd02::2/64")
+	l.wire(l.proxy, "alt0", "198.18.0.1/30", "198.18.0.2/30", "fd02::1/64", "fd02::2/64")
 	l.host.Route("default", "10.1.0.2", "")
 	l.host.Route("default", "fd01::2", "")
 	l.proxy.Route("10.1.0.0/24", "198.18.0.1", "") // sockets that had an address before
 	l.proxy.Route("fd01::/64", "fd02::1", "")
-	l.policyRoute()
 	l.makeCgroup()
 	l.serve(l.direct, nil)
-	l.serve(l.proxy, l.describe)
 	return l
 }
 
@@ -93,7 +101,7 @@ func (l *lab) wire(to *netnstest.Host, ifname, near4, to4, near6, to6 string) {
 func (l *lab) policyRoute() {
 	l.t.Helper()
 	nl := l.host.Netlink()
-	link, err := nl.LinkByName("tun0")
+	link, err := nl.LinkByName("alt0")
 	must(l.t, err)
 	for family, via := range map[int]string{unix.AF_INET: "198.18.0.2", unix.AF_INET6: "fd02::2"} {
 		_, everything, _ := net.ParseCIDR(map[int]string{unix.AF_INET: "0.0.0.0/0", unix.AF_INET6: "::/0"}[family])
@@ -115,7 +123,7 @@ func (l *lab) makeCgroup() {
 }
 
 // removeCgroup waits until the processes in it have been reaped.
-func removeCgroup(t *testing.T, dir string) {
+func removeCgroup(t testing.TB, dir string) {
 	deadline := time.Now().Add(patience)
 	for {
 		err := os.Remove(dir)
@@ -236,7 +244,7 @@ func (l *lab) start(spec string, change ...func(*Config)) *Capture {
 	return c
 }
 
-func parse(t *testing.T, data string) Spec {
+func parse(t testing.TB, data string) Spec {
 	t.Helper()
 	spec, err := ParseSpec(data)
 	must(t, err)
@@ -245,7 +253,7 @@ func parse(t *testing.T, data string) Spec {
 
 // agent is a process of the host that does as it is told.
 type agent struct {
-	t     *testing.T
+	t     testing.TB
 	cmd   *exec.Cmd
 	in    io.WriteCloser
 	lines *bufio.Reader
@@ -277,7 +285,7 @@ func (l *lab) agent(program, dir string) *agent {
 	return a
 }
 
-func testBinary(t *testing.T) string {
+func testBinary(t testing.TB) string {
 	t.Helper()
 	exe, err := os.Executable()
 	must(t, err)

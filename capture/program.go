@@ -215,12 +215,15 @@ func socketSends(c *programConfig, v6, datagram bool) asm.Instructions {
 	a.at("inet")
 	a.currentMark(c)
 	a.storeImm(slotStub, 0)
-	ip4 := int16(addrIP4)
+	ip4, loopback := int16(addrIP4), "release"
+	if datagram { // the mark has no effect there, and the next datagram may go elsewhere
+		loopback = "allow"
+	}
 	if v6 {
 		ip4 = addrIP6 + 12
-		a.destination6("decide", "release")
+		a.destination6("decide", "release", loopback)
 	}
-	a.destination4(c, ip4, "decide", "release")
+	a.destination4(c, ip4, "decide", "release", loopback)
 	a.at("decide")
 	a.match(c, "release")
 	a.add(asm.JEq.Imm(best, 0, "release"))
@@ -259,7 +262,7 @@ func (a *assembler) currentMark(c *programConfig) {
 
 // destination6 sorts out IPv6 destinations that are never captured, and falls
 // through for an IPv4-mapped one.
-func (a *assembler) destination6(capture, release string) {
+func (a *assembler) destination6(capture, release, loopback string) {
 	a.add(
 		asm.LoadMem(asm.R1, ctx, addrIP6, asm.Word), asm.HostTo(asm.BE, asm.R1, asm.Word),
 		asm.LoadMem(asm.R2, ctx, addrIP6+4, asm.Word), asm.HostTo(asm.BE, asm.R2, asm.Word),
@@ -271,7 +274,7 @@ func (a *assembler) destination6(capture, release string) {
 		asm.JNE.Imm(asm.R1, 0, capture),
 		asm.JEq.Imm(asm.R3, 0xffff, "mapped"),
 		asm.JNE.Imm(asm.R3, 0, capture),
-		asm.JLE.Imm(asm.R4, 1, release), // :: and ::1
+		asm.JLE.Imm(asm.R4, 1, loopback), // :: and ::1
 		asm.Ja.Label(capture),
 	)
 	a.at("mapped")
@@ -279,21 +282,21 @@ func (a *assembler) destination6(capture, release string) {
 
 // destination4 sorts out IPv4 destinations that are never captured. A DNS stub
 // on the loopback network is noted for rewriting.
-func (a *assembler) destination4(c *programConfig, ip int16, capture, release string) {
+func (a *assembler) destination4(c *programConfig, ip int16, capture, release, loopback string) {
 	a.add(
 		asm.LoadMem(asm.R1, ctx, ip, asm.Word), asm.Mov.Reg(asm.R2, asm.R1),
 		asm.HostTo(asm.BE, asm.R2, asm.Word), asm.RSh.Imm(asm.R2, 24),
-		asm.JEq.Imm(asm.R2, 0, release),
+		asm.JEq.Imm(asm.R2, 0, loopback),
 		asm.JGE.Imm(asm.R2, 224, release), // multicast, reserved, broadcast
 		asm.JNE.Imm(asm.R2, 127, capture),
 	)
 	if !c.dns.IsValid() {
-		a.add(asm.Ja.Label(release))
+		a.add(asm.Ja.Label(loopback))
 		return
 	}
 	a.add(
 		asm.LoadMem(asm.R2, ctx, addrPort, asm.Word), asm.HostTo(asm.BE, asm.R2, asm.Half),
-		asm.JNE.Imm(asm.R2, dnsPort, release),
+		asm.JNE.Imm(asm.R2, dnsPort, loopback),
 	)
 	a.store(slotStub, asm.R1)
 }
