@@ -59,11 +59,19 @@ var errQUIC = errors.New("QUIC is refused so that the client falls back to TCP")
 func (s *Session) known(h Handler) (Handler, error) {
 	if h == nil {
 		if s.Network == "udp" {
+			s.refuse()
 			return nil, errQUIC
 		}
 		return nil, errors.New("proxycore: no handler for this protocol is available")
 	}
 	return h, nil
+}
+
+// refuse tells the client of a UDP conversation that nobody listens, where the transport can.
+func (s *Session) refuse() {
+	if r, ok := s.root.conn.(interface{ Reject() }); ok {
+		r.Reject()
+	}
 }
 
 // decide is the decision table. more means: ask again with more bytes. final says that there will

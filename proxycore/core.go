@@ -38,6 +38,10 @@ type Inbound struct {
 	// Reject refuses the client; cause decides how (refused: RST; unreachable: silence). May be nil.
 	Reject func(cause error)
 
+	// Waiting ends when the client gives up before Accept; nil: never known. It stops an eager
+	// connection attempt.
+	Waiting context.Context
+
 	// LazyUpstream keeps an eager strategy from connecting before Accept: for conversations whose
 	// handler decides about the server by itself.
 	LazyUpstream bool
@@ -67,6 +71,10 @@ type Config struct {
 	Control func(network, address string, c syscall.RawConn) error
 	// Resolver looks up server names; nil uses Go's with Control applied to its sockets.
 	Resolver *net.Resolver
+
+	// LastActive tells when bytes last moved on a connection whose reads and writes bypass the core
+	// (splice and its like); nil or a zero time: unknown.
+	LastActive func(net.Conn) time.Time
 
 	ConnectTimeout time.Duration // for one connection to a server; 0 means 30 s
 	SniffTimeout   time.Duration // waiting for a client's first bytes before the server may speak; 0 means 3 s
@@ -177,6 +185,7 @@ func (c *Core) converse(ctx context.Context, cancel context.CancelCauseFunc, in 
 		return
 	}
 	if err := s.connectEagerly(ctx, &in); err != nil {
+		s.log.Info("client refused", "target", s.Target, "err", err)
 		in.reject(err)
 		return
 	}

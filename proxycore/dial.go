@@ -225,6 +225,12 @@ func (s *Session) connectEagerly(ctx context.Context, in *Inbound) error {
 	if in.Network != "tcp" || in.LazyUpstream || s.Target.IsZero() || !s.Options().Eager() {
 		return nil
 	}
+	if in.Waiting != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(in.Waiting, cancel)()
+	}
 	c, err := s.Dial(ctx, Route{Address: s.Target})
 	if err != nil {
 		return err

@@ -168,7 +168,7 @@ func (s *Session) watchIdle(ctx context.Context) {
 	var timer *time.Timer
 	var check func()
 	check = func() {
-		idle := time.Since(time.Unix(0, s.root.active.Load()))
+		idle := time.Since(s.lastActive())
 		if left := timeout() - idle; left > 0 || s.root.busy.Load() > 0 {
 			timer.Reset(max(left, time.Second))
 			return
@@ -180,6 +180,17 @@ func (s *Session) watchIdle(ctx context.Context) {
 	timer = time.AfterFunc(timeout(), func() { <-started; check() })
 	close(started)
 	context.AfterFunc(ctx, func() { timer.Stop() })
+}
+
+// lastActive is when bytes last moved on either side.
+func (s *Session) lastActive() time.Time {
+	last := time.Unix(0, s.root.active.Load())
+	if ask := s.core.cfg.LastActive; ask != nil {
+		if t := ask(s.root.conn); t.After(last) {
+			last = t
+		}
+	}
+	return last
 }
 
 // end closes what is left and tells the addons: the client first, then its servers (CONN-14).
