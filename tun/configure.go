@@ -11,10 +11,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// addressTimeout bounds the wait for the kernel to finish an IPv6 address.
+const addressTimeout = 5 * time.Second
 
 // configure gives the interface its addresses, MTU and routes and brings it up.
 // A device that somebody has prepared is taken as it is.
@@ -65,19 +69,46 @@ func (d *Device) prepare(link netlink.Link, cfg Config) error {
 		return fmt.Errorf("set queue length: %w", err)
 	}
 	d.setSysctls(cfg.Logger)
+	added := make([]netip.Prefix, 0, len(cfg.Addresses))
 	for _, prefix := range cfg.Addresses {
-		if err := d.addAddress(link, prefix); err != nil {
-			if prefix.Addr().Is6() && !hasIPv6() {
-				cfg.Logger.Warn("IPv6 is off in this kernel, address left out", "device", d.name, "address", prefix)
-				continue
-			}
+		err := d.addAddress(link, prefix)
+		switch {
+		case err == nil:
+			added = append(added, prefix)
+		case prefix.Addr().Is6() && ipv6Off(err):
+			cfg.Logger.Warn("IPv6 is off on this machine, address left out", "device", d.name, "address", prefix)
+		default:
 			return err
 		}
 	}
 	if err := d.nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring it up: %w", err)
 	}
+	return d.waitForAddresses(added)
+}
+
+// waitForAddresses returns when packets to the device's own IPv6 addresses
+// reach this host: the kernel sets their routes up after the call that added
+// them, and loses what arrives before.
+func (d *Device) waitForAddresses(addresses []netip.Prefix) error {
+	end := time.Now().Add(addressTimeout)
+	for _, prefix := range addresses {
+		if !prefix.Addr().Is6() {
+			continue
+		}
+		for !d.isLocal(prefix.Addr()) {
+			if time.Now().After(end) {
+				return fmt.Errorf("address %s is not usable after %v", prefix, addressTimeout)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
 	return nil
+}
+
+func (d *Device) isLocal(address netip.Addr) bool {
+	routes, err := d.nl.RouteGet(address.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 func (d *Device) addAddress(link netlink.Link, prefix netip.Prefix) error {
@@ -108,9 +139,10 @@ func (d *Device) setSysctls(log *slog.Logger) {
 	}
 }
 
-func hasIPv6() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
+// ipv6Off recognises how the kernel refuses an IPv6 address without IPv6: it is
+// not built in, or disable_ipv6 is set.
+func ipv6Off(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EACCES)
 }
 
 // AddRoute routes prefix through the device, in the main table. A route that is

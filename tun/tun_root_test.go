@@ -261,7 +261,7 @@ func TestUDPSegmentationOffload(t *testing.T) {
 			buf := make([]byte, 65536)
 			n, err := c.Read(buf)
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s: datagram at %d: %v\n%+v\n%+v", host, at, err, b.device.Stats(), b.stack.Stats())
 			}
 			want := data[at:min(at+1000, len(data))]
 			if !bytes.Equal(buf[:n], want) {
