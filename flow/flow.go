@@ -78,6 +78,8 @@ type Flow struct {
 	HTTP   *HTTP
 	Stream *Stream
 	DNS    *DNS
+
+	Backup *Flow // the flow before people edited it, immutable; nil when nobody did (FMT-v21)
 }
 
 // Error is why a flow ended early. Message is free text for people.
