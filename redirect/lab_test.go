@@ -135,27 +135,32 @@ func (b *box) listen(where string, h *netnstest.Host) {
 func (b *box) where(from *netnstest.Host, ip string) string {
 	b.t.Helper()
 	payload := fmt.Sprintf("%s %s %d", from.Name(), ip, time.Now().UnixNano())
-	for range 20 {
+	for range 12 {
 		if err := send(from, ip, payload); err != nil {
 			if errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) {
 				return "unreachable"
 			}
 			b.t.Fatal(err)
 		}
-		timeout := time.After(100 * time.Millisecond)
-	wait:
-		for {
-			select {
-			case a := <-b.arrivals:
-				if a.payload == payload {
-					return a.where
-				}
-			case <-timeout:
-				break wait
-			}
+		if where, ok := b.arrival(payload); ok {
+			return where
 		}
 	}
 	return "nowhere"
+}
+
+// arrival waits a moment for a datagram.
+func (b *box) arrival(payload string) (where string, ok bool) {
+	for timeout := time.After(100 * time.Millisecond); ; {
+		select {
+		case a := <-b.arrivals:
+			if a.payload == payload {
+				return a.where, true
+			}
+		case <-timeout:
+			return "", false
+		}
+	}
 }
 
 func send(from *netnstest.Host, ip, payload string) error {

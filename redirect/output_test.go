@@ -1,0 +1,149 @@
+//go:build linux
+
+package redirect
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"mitm-appliance/internal/netnstest"
+)
+
+// cgroupRoot finds the cgroup2 tree; hybrid systems mount it below.
+func cgroupRoot(t *testing.T) string {
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
+			return dir
+		}
+	}
+	t.Fatal("no cgroup2 tree is mounted (cure: mount -t cgroup2 none /sys/fs/cgroup/unified)")
+	return ""
+}
+
+// makeCgroup makes a cgroup at level 1 and returns its id.
+func makeCgroup(t *testing.T) (dir string, cgroup Cgroup) {
+	dir, err := os.MkdirTemp(cgroupRoot(t), "mitm-redirect-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for deadline := time.Now().Add(5 * time.Second); os.Remove(dir) != nil && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond) // its last process is just ending
+		}
+	})
+	info, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, Cgroup{ID: info.Sys().(*syscall.Stat_t).Ino, Level: 1}
+}
+
+// whereAs is where for a datagram that a process of the gateway sends.
+func (b *box) whereAs(sender, ip string) string {
+	b.t.Helper()
+	payload := fmt.Sprintf("local %s %d", ip, time.Now().UnixNano())
+	script := fmt.Sprintf("printf '%s' > /dev/udp/%s/%d", payload, ip, testPort)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for range 12 {
+		out, err := b.Gateway.Gateway.Command(ctx, "bash", "-c", fmt.Sprintf(sender, script)).CombinedOutput()
+		if err != nil {
+			b.t.Fatalf("%s: %v\n%s", sender, err, out)
+		}
+		if where, ok := b.arrival(payload); ok {
+			return where
+		}
+	}
+	return "nowhere"
+}
+
+func TestOutputRulesCaptureThisHostsOwn(t *testing.T) {
+	b := newBox(t)
+	dir, cgroup := makeCgroup(t)
+	const (
+		root = `%s`
+		user = `exec setpriv --reuid=12345 --clear-groups bash -c "%s"`
+	)
+	inCgroup := `echo $$ >` + dir + `/cgroup.procs; %s`
+	ips := []string{netnstest.Server4, netnstest.Server6}
+	r := b.apply(func(c *Config) { c.Interfaces = nil })
+	for _, c := range []struct {
+		name               string
+		rules              OutputRules
+		root, user, cgroup string
+	}{
+		{"nothing", OutputRules{}, "internet", "internet", "internet"},
+		{"a user", OutputRules{UIDs: []uint32{12345}}, "internet", "tun", "internet"},
+		{"a cgroup", OutputRules{Cgroups: []Cgroup{cgroup}}, "internet", "internet", "tun"},
+		{"both", OutputRules{UIDs: []uint32{12345}, Cgroups: []Cgroup{cgroup}}, "internet", "tun", "tun"},
+		{"all", OutputRules{All: true}, "tun", "tun", "tun"},
+		{"all but a cgroup and a user", OutputRules{All: true, ExceptUIDs: []uint32{12345}, ExceptCgroups: []Cgroup{cgroup}}, "tun", "internet", "internet"},
+		{"nothing again", OutputRules{}, "internet", "internet", "internet"},
+	} {
+		if err := r.SetOutput(c.rules); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if err := r.Verify(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		for _, ip := range ips {
+			for _, s := range []struct{ name, sender, want string }{{"root", root, c.root}, {"user", user, c.user}, {"cgroup", inCgroup, c.cgroup}} {
+				if got := b.whereAs(s.sender, ip); got != s.want {
+					t.Errorf("capture %s: a datagram of %s to %s arrives at %s, want %s", c.name, s.name, ip, got, s.want)
+				}
+			}
+		}
+	}
+	if err := r.SetOutput(OutputRules{UIDs: []uint32{1}, Cgroups: []Cgroup{{ID: 1}}}); err == nil {
+		t.Error("a cgroup without level was accepted")
+	}
+}
+
+func TestOwnSocketsAndLocalDestinationsAreNotCaptured(t *testing.T) {
+	b := newBox(t)
+	b.apply(func(c *Config) {
+		c.Output = OutputRules{All: true}
+		c.Bypass = []Bypass{{Prefix: prefix("203.0.113.11/32")}}
+	})
+	want := func(where, ip string, control func(string, string, syscall.RawConn) error) {
+		t.Helper()
+		payload := fmt.Sprintf("own %s %d", ip, time.Now().UnixNano())
+		for range 12 {
+			err := b.Gateway.Gateway.Do(func() error {
+				c, err := (&net.Dialer{Control: control}).Dial("udp", net.JoinHostPort(ip, fmt.Sprint(testPort)))
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = c.Write([]byte(payload))
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, ok := b.arrival(payload); ok {
+				if got != where {
+					t.Errorf("to %s: arrives at %s, want %s", ip, got, where)
+				}
+				return
+			}
+		}
+		t.Errorf("to %s: arrives nowhere, want %s", ip, where)
+	}
+	lan4, lan6 := netnstest.LANAddrs(0)
+	for _, ip := range []string{netnstest.Server4, netnstest.Far6} {
+		want("tun", ip, nil)
+		want("internet", ip, Marks{}.Control)
+	}
+	want("internet", "203.0.113.11", nil)
+	for _, ip := range []string{lan4, lan6, "127.0.0.1", "::1"} {
+		want("gateway", ip, nil)
+	}
+	b.want("tun", netnstest.Server4) // beside the LAN
+}
