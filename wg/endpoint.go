@@ -4,6 +4,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -14,8 +15,9 @@ import (
 const (
 	defaultMTU       = 1420    // what remains of 1500 after the largest outer headers
 	batchSize        = 128     // packets per Read and Write, wireguard-go's ideal
-	queuePackets     = 4096    // super-packets waiting for encryption
-	defaultQueueSize = 8 << 20 // bytes waiting for encryption
+	queuePackets     = 4096    // super-packets waiting to be read
+	defaultQueueSize = 1 << 20 // bytes waiting to be read
+	queueWait        = 20 * time.Millisecond
 	maxSuperPacket   = 65535
 )
 
@@ -45,6 +47,9 @@ type link struct {
 	queue       chan *stack.PacketBuffer
 	queuedBytes atomic.Int64
 	maxBytes    int64
+	space       chan struct{} // tells one waiting writer that the queue shrank
+	outward     *pacer        // from read to the network
+	inward      *pacer        // from the network to deliver
 
 	closeOnce sync.Once
 	done      chan struct{}
@@ -64,6 +69,9 @@ func newLink(mtu int, maxBytes int64) *link {
 	l := &link{
 		queue:    make(chan *stack.PacketBuffer, queuePackets),
 		maxBytes: maxBytes,
+		space:    make(chan struct{}, 1),
+		outward:  newPacer(),
+		inward:   newPacer(),
 		done:     make(chan struct{}),
 		events:   make(chan tun.Event, 1),
 	}
@@ -72,13 +80,13 @@ func newLink(mtu int, maxBytes int64) *link {
 	return l
 }
 
-// enqueue hands the stack's packets to the reader. It never blocks: what does
-// not fit is dropped and counted, as a network card would.
+// enqueue hands the stack's packets to the reader. While the queue is full it
+// waits a moment, which slows the stack down to the pace of the network without
+// loss; what does not fit then is dropped and counted, as a network card would.
 func (l *link) enqueue(pkts stack.PacketBufferList) int {
 	for _, pkt := range pkts.AsSlice() {
 		size := int64(pkt.Size())
-		if l.queuedBytes.Add(size) > l.maxBytes {
-			l.queuedBytes.Add(-size)
+		if !l.reserve(size) && !l.reserveLater(size) {
 			l.counters.dropped.Add(1)
 			continue
 		}
@@ -86,11 +94,48 @@ func (l *link) enqueue(pkts stack.PacketBufferList) int {
 		case l.queue <- pkt.IncRef():
 		default:
 			pkt.DecRef()
-			l.queuedBytes.Add(-size)
+			l.release(size)
 			l.counters.dropped.Add(1)
 		}
 	}
 	return pkts.Len()
+}
+
+// reserve takes room in the queue. A packet is let in while there is any room.
+func (l *link) reserve(size int64) bool {
+	if l.queuedBytes.Add(size)-size < l.maxBytes {
+		return true
+	}
+	l.release(size)
+	return false
+}
+
+// reserveLater waits for room, or until queueWait passed or the link closed.
+func (l *link) reserveLater(size int64) bool {
+	timer := time.NewTimer(queueWait)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.space:
+		case <-timer.C:
+			return l.reserve(size)
+		case <-l.done:
+			return false
+		}
+		if l.reserve(size) {
+			l.wake() // the next writer, should there still be room
+			return true
+		}
+	}
+}
+
+func (l *link) release(size int64) { l.queuedBytes.Add(-size) }
+
+func (l *link) wake() {
+	select {
+	case l.space <- struct{}{}:
+	default:
+	}
 }
 
 // next returns a packet to send, or nil: when the link closed, or, with
@@ -109,13 +154,15 @@ func (l *link) next(wait bool) *stack.PacketBuffer {
 			return nil
 		}
 	}
-	l.queuedBytes.Add(-int64(pkt.Size()))
+	l.release(int64(pkt.Size()))
+	l.wake()
 	return pkt
 }
 
 // read fills bufs with packets of at most MTU bytes. A super-packet that does
 // not fit goes on in the next call.
 func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	l.outward.wait(l.done)
 	n, room := 0, maxTrain
 	for n < len(bufs) {
 		if !l.pending.active() {
@@ -137,6 +184,7 @@ func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		return 0, os.ErrClosed
 	}
 	l.counters.sent.Add(uint64(n))
+	l.outward.enter(n)
 	return n, nil
 }
 
@@ -144,6 +192,7 @@ func (l *link) read(bufs [][]byte, sizes []int, offset int) (int, error) {
 func (l *link) deliver(bufs [][]byte, offset int) {
 	l.delivering.RLock()
 	defer l.delivering.RUnlock()
+	defer l.inward.leave(len(bufs))
 	d := l.dispatcher.Load()
 	if d == nil {
 		l.counters.receivedBad.Add(uint64(len(bufs)))

@@ -44,8 +44,9 @@ type Config struct {
 	FirewallMark uint32
 	// MTU of inner packets; zero means 1420.
 	MTU int
-	// QueueBytes bounds the packets waiting to be encrypted; what exceeds it
-	// is dropped. Zero means 8 MiB.
+	// QueueBytes bounds the stack's packets that wait to be encrypted. While
+	// it is reached the stack is slowed down, at the most by 20 ms per packet,
+	// which is then dropped. Zero means 1 MiB.
 	QueueBytes int64
 	// Bind sends and receives the outer packets; nil means UDP sockets on all
 	// addresses.
@@ -124,7 +125,7 @@ func New(cfg Config) (*Server, error) {
 		applied:   make(map[PublicKey]PeerConfig),
 	}
 	s.table.Store(newPeerTable(nil))
-	s.device = device.NewDevice(tunDevice{s.link}, cfg.Bind, deviceLogger(cfg.Logger, cfg.Verbose))
+	s.device = device.NewDevice(tunDevice{s.link}, pacedBind{cfg.Bind, s.link}, deviceLogger(cfg.Logger, cfg.Verbose))
 	if err := s.start(cfg); err != nil {
 		s.device.Close()
 		return nil, err
