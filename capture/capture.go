@@ -79,23 +79,27 @@ func (m Mechanism) String() string {
 type Status struct {
 	Mechanism Mechanism // EBPF or NFT
 	Reason    string    // why not a better one; "" when there is none
+	// ThreadNames says that Name items are compared with names of threads, because
+	// this kernel does not let eBPF programs read its structures.
+	ThreadNames bool
 }
 
 // Capture steers local traffic. Its methods may be called from any goroutine.
 type Capture struct {
-	cfg         Config
-	log         *slog.Logger
-	mount       string // of cgroup2; "" when there is none
-	threadNames bool   // names are those of threads
-	status      Status
-	users       userNames
-	diag        *diag
-	kernel      *kernelSteer // nil unless EBPF
+	cfg    Config
+	log    *slog.Logger
+	mount  string // of cgroup2; "" when there is none
+	status Status
+	users  userNames
+	diag   *diag
+	kernel *kernelSteer // nil when NFT
 
-	mu     sync.Mutex
+	mu     sync.Mutex // held while what is captured changes
 	spec   Spec
 	rules  *rules
 	output redirect.OutputRules // in force, when NFT
+
+	life   sync.RWMutex // held by readers while maps and sockets must stay open
 	closed bool
 
 	stop context.CancelFunc
@@ -149,12 +153,15 @@ func (cfg *Config) complete() error {
 }
 
 // begin starts the mechanism that was asked for, or the best there is.
-func (c *Capture) begin() error {
+func (c *Capture) begin() (err error) {
+	if c.rules, err = compileRules(c.cfg.Spec, c.never(), c.system()); err != nil {
+		return err
+	}
 	var why error
 	if c.cfg.Mechanism != NFT {
 		why = c.beginKernel()
 		if why == nil {
-			c.status.Mechanism = EBPF
+			c.status = Status{Mechanism: EBPF, ThreadNames: c.status.ThreadNames}
 			return nil
 		}
 		if c.cfg.Mechanism == EBPF {
@@ -187,8 +194,8 @@ func (c *Capture) beginKernel() (err error) {
 		c.log.Warn("kernel structures are unknown: names of threads stand in for those of processes", "error", err)
 	}
 	err = c.loadKernel(cfg)
-	if err != nil && cfg.offsets != nil && errors.Is(err, unix.EINVAL) {
-		// kernel lockdown, or no CAP_PERFMON: reading kernel memory is refused
+	if err != nil && cfg.offsets != nil {
+		// kernel lockdown, or no CAP_PERFMON: programs that read kernel memory are refused
 		plain := cfg
 		plain.offsets = nil
 		if retry := c.loadKernel(plain); retry == nil {
@@ -209,10 +216,7 @@ func (c *Capture) loadKernel(cfg programConfig) (err error) {
 			c.kernel = nil
 		}
 	}()
-	c.threadNames = cfg.offsets == nil
-	if c.rules, err = compileRules(c.cfg.Spec, c.never(), c.system()); err != nil {
-		return err
-	}
+	c.status.ThreadNames = cfg.offsets == nil
 	entries, err := c.rules.entries(c.system())
 	if err != nil {
 		return err
@@ -283,6 +287,8 @@ var ErrClosed = errors.New("capture: closed")
 func (c *Capture) Set(spec Spec) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.life.RLock()
+	defer c.life.RUnlock()
 	if c.closed {
 		return ErrClosed
 	}
@@ -344,15 +350,14 @@ func (c *Capture) refreshOnce() error {
 // Close stops capturing at once; connections that are marked already keep
 // their mark. Closing twice is harmless.
 func (c *Capture) Close() error {
-	c.mu.Lock()
+	c.stop()
+	<-c.done
+	c.life.Lock()
+	defer c.life.Unlock()
 	if c.closed {
-		c.mu.Unlock()
 		return nil
 	}
 	c.closed = true
-	c.mu.Unlock()
-	c.stop()
-	<-c.done
 	errs := []error{c.diag.close()}
 	if c.kernel != nil {
 		errs = append(errs, c.kernel.close())

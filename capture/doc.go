@@ -32,5 +32,9 @@
 //     exception is a DNS stub on 127.0.0.0/8 port 53 when [Config.DNS] is set;
 //   - processes in other network namespaces.
 //
+// It needs CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, also after the start, as
+// Set makes a new map; CAP_SYS_PTRACE lets it name the program files of other
+// users' processes. [Probe] says what is missing.
+//
 // It knows neither what a flow carries nor who handles it.
 package capture

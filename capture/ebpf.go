@@ -162,8 +162,12 @@ func (k *kernelSteer) swap(entries map[ruleKey]uint64) error {
 	return nil
 }
 
-// amend changes only the entries of the rules in force that differ.
+// amend changes only the entries of the rules in force that differ. A rule
+// that cannot be changed in place makes it swap them all.
 func (k *kernelSteer) amend(entries map[ruleKey]uint64) error {
+	if len(entries) > maxRules {
+		return fmt.Errorf("capture: %d rules, at most %d fit", len(entries), maxRules)
+	}
 	var errs []error
 	for key := range k.entries {
 		if _, keep := entries[key]; !keep {
@@ -175,11 +179,10 @@ func (k *kernelSteer) amend(entries map[ruleKey]uint64) error {
 			errs = append(errs, k.current.Put(key, value))
 		}
 	}
-	k.entries = entries
-	if err := errors.Join(errs...); err != nil {
-		k.entries = nil // write everything next time
-		return fmt.Errorf("capture: bring rules up to date: %w", err)
+	if errors.Join(errs...) != nil {
+		return k.swap(entries)
 	}
+	k.entries = entries
 	return nil
 }
 

@@ -32,6 +32,11 @@ func (c *Capture) Process(network string, src, dst netip.AddrPort) (Process, boo
 	if !src.Addr().IsValid() || !dst.Addr().IsValid() {
 		return Process{}, false
 	}
+	c.life.RLock()
+	defer c.life.RUnlock()
+	if c.closed {
+		return Process{}, false
+	}
 	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	if p, ok := c.noted(protocol, src, dst); ok {
@@ -67,7 +72,7 @@ func (c *Capture) ownerOf(cookie uint64) (Process, bool) {
 	p.User = c.users.name(p.UID)
 	// A process that has ended may have left its number to another, or have
 	// become another program: then /proc says nothing about our flow.
-	if now, err := readComm(p.PID); err == nil && (now == p.Name || c.threadNames) {
+	if now, err := readComm(p.PID); err == nil && (now == p.Name || c.status.ThreadNames) {
 		p.Exe = readExe(p.PID)
 		p.Name = fullName(now, p.Exe)
 		p.Cgroup = readCgroup(p.PID)

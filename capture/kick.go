@@ -26,6 +26,12 @@ type Kicked struct {
 // the moment after New or Set. It needs CAP_SYS_PTRACE for the UDP part.
 func (c *Capture) Kick(ctx context.Context) (Kicked, error) {
 	var done Kicked
+	spec, low := c.Spec(), ephemeralPorts()
+	c.life.RLock()
+	defer c.life.RUnlock()
+	if c.closed {
+		return done, ErrClosed
+	}
 	tcp, err := c.outgoing()
 	if err != nil {
 		return done, err
@@ -38,7 +44,6 @@ func (c *Capture) Kick(ctx context.Context) (Kicked, error) {
 	for _, s := range udp {
 		datagrams[s.inode] = s
 	}
-	spec, low := c.Spec(), ephemeralPorts()
 	var errs []error
 	err = eachPID(func(pid int) {
 		p, ok := readProcess(pid, &c.users)
