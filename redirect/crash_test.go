@@ -184,6 +184,34 @@ func TestKillFailsClosed(t *testing.T) {
 	}
 }
 
+// TestNothingSlipsThroughDuringRestarts connects all the time while
+// appliances are killed and started again.
+func TestNothingSlipsThroughDuringRestarts(t *testing.T) {
+	b := newCrashBox(t)
+	dir := t.TempDir()
+	b.start(dir, 0, false).kill()
+	stop, done := make(chan struct{}), make(chan map[string]int)
+	go func() {
+		seen := map[string]int{}
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				done <- seen
+				return
+			default:
+				seen[b.connect([]string{netnstest.Server4, netnstest.Server6}[i%2], 20*time.Millisecond)]++
+			}
+		}
+	}()
+	for range 5 {
+		b.start(dir, 0, false).kill()
+	}
+	close(stop)
+	if seen := <-done; seen["connected"] > 0 || seen["silence"]+seen["unreachable"] < 10 {
+		t.Errorf("attempts: %v; want none connected, and at least ten others", seen)
+	}
+}
+
 func TestKillFailsOpen(t *testing.T) {
 	b := newCrashBox(t)
 	before, dir := b.dump(), t.TempDir()
