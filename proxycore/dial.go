@@ -89,17 +89,23 @@ func (s *Session) Dial(ctx context.Context, r Route) (*ServerConn, error) {
 		return nil, err
 	}
 	c, err := s.dial(ctx, r)
-	if err != nil && ctx.Err() == nil {
-		s.root.mu.Lock()
-		if s.root.failed == nil {
-			s.root.failed = map[Route]error{}
-		}
-		if len(s.root.failed) < maxFailed {
-			s.root.failed[r] = err
-		}
-		s.root.mu.Unlock()
-	}
+	s.remember(ctx, r, err)
 	return c, err
+}
+
+// remember keeps a failure, so that the route is not tried again in this conversation.
+func (s *Session) remember(ctx context.Context, r Route, err error) {
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	s.root.mu.Lock()
+	defer s.root.mu.Unlock()
+	if s.root.failed == nil {
+		s.root.failed = map[Route]error{}
+	}
+	if len(s.root.failed) < maxFailed {
+		s.root.failed[r] = err
+	}
 }
 
 // maxFailed bounds the memory of failures in one conversation.
@@ -121,10 +127,13 @@ func (s *Session) dial(ctx context.Context, r Route) (*ServerConn, error) {
 }
 
 // SecureServer runs the TLS handshake on a connection that was opened without it. On an error the
-// connection is of no further use.
+// connection is of no further use, and Dial will fail along r with the same error.
 func (s *Session) SecureServer(ctx context.Context, c *ServerConn, r Route) error {
+	r.Network = networkOf(r)
 	c.Route = r
-	return s.core.cfg.Secure(ctx, s, c, r)
+	err := s.core.cfg.Secure(ctx, s, c, r)
+	s.remember(ctx, r, err)
+	return err
 }
 
 // connect opens the transport.
