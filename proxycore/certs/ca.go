@@ -7,7 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1" //nolint:gosec // RFC 5280 key identifiers are SHA-1, nothing rests on it
+	"crypto/sha1" // RFC 5280 key identifiers are SHA-1, nothing rests on it
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -177,12 +177,12 @@ func keyIdentifier(public crypto.PublicKey) ([]byte, error) {
 	if _, err := asn1.Unmarshal(der, &info); err != nil {
 		return nil, fmt.Errorf("compute key identifier: %w", err)
 	}
-	sum := sha1.Sum(info.Key.Bytes) //nolint:gosec // see the import
+	sum := sha1.Sum(info.Key.Bytes) // see the import
 	return sum[:], nil
 }
 
 // publicKeysEqual reports whether both are the same key of a supported kind.
 func publicKeysEqual(a, b crypto.PublicKey) bool {
-	comparable, ok := a.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && comparable.Equal(b)
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
 }

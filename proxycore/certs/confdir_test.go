@@ -74,9 +74,9 @@ func TestCreatedCertificateText(t *testing.T) {
 	if want := strings.TrimSpace(openssl(t, "x509", "-in", path, "-noout", "-subject_hash_old")); ca.SubjectHashOld() != want {
 		t.Errorf("SubjectHashOld = %s, want %s", ca.SubjectHashOld(), want)
 	}
-	print := strings.ToLower(strings.ReplaceAll(openssl(t, "x509", "-in", path, "-noout", "-fingerprint", "-sha256"), ":", ""))
-	if !strings.Contains(print, ca.Fingerprint()) {
-		t.Errorf("Fingerprint = %s, openssl says %s", ca.Fingerprint(), print)
+	printed := strings.ToLower(strings.ReplaceAll(openssl(t, "x509", "-in", path, "-noout", "-fingerprint", "-sha256"), ":", ""))
+	if !strings.Contains(printed, ca.Fingerprint()) {
+		t.Errorf("Fingerprint = %s, openssl says %s", ca.Fingerprint(), printed)
 	}
 	if out := openssl(t, "pkcs12", "-in", filepath.Join(dir, FileCAP12), "-passin", "pass:", "-nodes"); !strings.Contains(out, "PRIVATE KEY") {
 		t.Errorf("%s holds no key: %s", FileCAP12, out)

@@ -2,7 +2,7 @@ package certs
 
 import (
 	"crypto"
-	"crypto/md5" //nolint:gosec // OpenSSL's old subject hash is defined with it
+	"crypto/md5" // OpenSSL's old subject hash is defined with it
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -51,7 +51,7 @@ func (ca *CA) Fingerprint() string {
 // SubjectHashOld returns what "openssl x509 -subject_hash_old" prints: eight hex
 // digits, the name of the file (plus ".0") in Android's system store (CERT-24).
 func (ca *CA) SubjectHashOld() string {
-	sum := md5.Sum(ca.Certificate.RawSubject) //nolint:gosec // see the import
+	sum := md5.Sum(ca.Certificate.RawSubject) // see the import
 	return fmt.Sprintf("%08x", binary.LittleEndian.Uint32(sum[:]))
 }
 

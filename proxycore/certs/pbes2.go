@@ -3,9 +3,9 @@ package certs
 import (
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/des" //nolint:gosec // existing key files use it
+	"crypto/des" // existing key files use it
 	"crypto/pbkdf2"
-	"crypto/sha1" //nolint:gosec // the default PRF of PBKDF2
+	"crypto/sha1" // the default PRF of PBKDF2
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509/pkix"

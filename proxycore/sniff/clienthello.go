@@ -100,22 +100,30 @@ func parseHello(raw []byte, header int, p Protocol) (*ClientHello, error) {
 	copy(h.Random[:], random)
 	h.SessionID, h.Cookie, h.CompressionMethods = session, cookie, compression
 	h.CipherSuites = uint16s(ciphers)
+	if err := h.splitExtensions(s); err != nil {
+		return nil, err
+	}
+	h.readExtensions()
+	return h, nil
+}
+
+// splitExtensions reads the extension block, which is optional before TLS 1.3.
+func (h *ClientHello) splitExtensions(s cryptobyte.String) error {
 	if s.Empty() {
-		return h, nil // extensions are optional before TLS 1.3
+		return nil
 	}
 	var extensions cryptobyte.String
 	if !s.ReadUint16LengthPrefixed(&extensions) || !s.Empty() {
-		return nil, fmt.Errorf("%w: bad extension block", ErrMalformed)
+		return fmt.Errorf("%w: bad extension block", ErrMalformed)
 	}
 	for !extensions.Empty() {
 		var e Extension
 		if !extensions.ReadUint16(&e.Type) || !extensions.ReadUint16LengthPrefixed((*cryptobyte.String)(&e.Data)) {
-			return nil, fmt.Errorf("%w: extension cut short", ErrMalformed)
+			return fmt.Errorf("%w: extension cut short", ErrMalformed)
 		}
 		h.Extensions = append(h.Extensions, e)
 	}
-	h.readExtensions()
-	return h, nil
+	return nil
 }
 
 // readExtensions fills the fields that are derived from extensions.

@@ -76,6 +76,30 @@ func TestDTLSCollector(t *testing.T) {
 	}
 }
 
+// readDTLSHello reads datagrams until the collector has a hello, which must take several.
+func readDTLSHello(t *testing.T, server net.PacketConn, collector *DTLSCollector) (*ClientHello, net.Addr) {
+	t.Helper()
+	for buffer, datagrams := make([]byte, 4096), 1; ; datagrams++ {
+		n, from, err := server.ReadFrom(buffer)
+		if err != nil {
+			t.Fatalf("read datagram %d: %v", datagrams, err)
+		}
+		if got := UDP(buffer[:n], Hints{}); got != DTLS {
+			t.Fatalf("datagram %d is %v", datagrams, got)
+		}
+		hello, err := collector.Add(buffer[:n])
+		if err != nil {
+			t.Fatalf("datagram %d: %v", datagrams, err)
+		}
+		if hello != nil {
+			if datagrams < 2 {
+				t.Errorf("the hello came in %d datagram", datagrams)
+			}
+			return hello, from
+		}
+	}
+}
+
 // A real client is answered with a HelloVerifyRequest and comes back with the cookie.
 // A small MTU makes it fragment its hello.
 func TestRealDTLSClient(t *testing.T) {
@@ -93,28 +117,7 @@ func TestRealDTLSClient(t *testing.T) {
 				"-servername", "dtls.example", "-connect", server.LocalAddr().String())
 
 			var collector DTLSCollector
-			next := func() (*ClientHello, net.Addr) {
-				for buffer, datagrams := make([]byte, 4096), 1; ; datagrams++ {
-					n, from, err := server.ReadFrom(buffer)
-					if err != nil {
-						t.Fatalf("read datagram %d: %v", datagrams, err)
-					}
-					if got := UDP(buffer[:n], Hints{}); got != DTLS {
-						t.Fatalf("datagram %d is %v", datagrams, got)
-					}
-					hello, err := collector.Add(buffer[:n])
-					if err != nil {
-						t.Fatalf("datagram %d: %v", datagrams, err)
-					}
-					if hello != nil {
-						if datagrams < 2 {
-							t.Errorf("the hello came in %d datagram", datagrams)
-						}
-						return hello, from
-					}
-				}
-			}
-			hello, from := next()
+			hello, from := readDTLSHello(t, server, &collector)
 			if hello.SNI != "dtls.example" || len(hello.ALPN) != 31 || len(hello.Cookie) != 0 {
 				t.Errorf("SNI %q, %d ALPN names, cookie %q", hello.SNI, len(hello.ALPN), hello.Cookie)
 			}
@@ -125,11 +128,8 @@ func TestRealDTLSClient(t *testing.T) {
 			if _, err := server.WriteTo(dtlsRecord(0, verify), from); err != nil {
 				t.Fatal(err)
 			}
-			for {
-				hello, _ = next() // a repeated first hello may come before
-				if len(hello.Cookie) > 0 {
-					break
-				}
+			for hello.Cookie = nil; len(hello.Cookie) == 0; { // a repeated first hello may come before
+				hello, _ = readDTLSHello(t, server, &collector)
 			}
 			if string(hello.Cookie) != "biscuit" || hello.SNI != "dtls.example" {
 				t.Errorf("second hello: cookie %q, SNI %q", hello.Cookie, hello.SNI)

@@ -1,7 +1,7 @@
 package sniff
 
 import (
-	"crypto/md5" //nolint:gosec // JA3 is defined with MD5
+	"crypto/md5" // JA3 is defined with MD5
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -26,7 +26,7 @@ func (h *ClientHello) JA3() string {
 
 // JA3Hash returns the MD5 of JA3 in lower-case hex.
 func (h *ClientHello) JA3Hash() string {
-	sum := md5.Sum([]byte(h.JA3())) //nolint:gosec // JA3 is defined with MD5
+	sum := md5.Sum([]byte(h.JA3())) // JA3 is defined with MD5
 	return hex.EncodeToString(sum[:])
 }
 

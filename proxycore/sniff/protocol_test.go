@@ -64,37 +64,51 @@ func TestTCP(t *testing.T) {
 		{"ssh tunnel on port 53", "SSH-2.0-x\r\n", Hints{Port: 53}, SSH},
 		{"http on port 53", "GET /ab/cd/ef HTTP/1.1\r\n", Hints{Port: 53}, HTTP1},
 
-		{"ssh client", "SSH-2.0-OpenSSH_9.2\r\n", Hints{}, SSH},
-		{"two bytes of ssh", "SS", Hints{}, NeedMore},
-		{"proxy v1", "PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", Hints{}, ProxyHeader},
-		{"proxy v1 unknown", "PROXY UNKNOWN\r\n", Hints{}, ProxyHeader},
-		{"proxy v2", "\r\n\r\n\x00\r\nQUIT\n\x21\x11", Hints{}, ProxyHeader},
-		{"half of proxy v2", "\r\n\r\n\x00\r", Hints{}, NeedMore},
-		{"socks4", "\x04\x01\x00\x50\x01\x02\x03\x04me\x00", Hints{}, SOCKS4},
-		{"socks4a", "\x04\x01\x00\x50\x00\x00\x00\x04me\x00host\x00", Hints{}, SOCKS4},
-		{"socks4a without its host", "\x04\x01\x00\x50\x00\x00\x00\x04me\x00", Hints{}, NeedMore},
-		{"not socks4", "\x04\x09\x00\x50", Hints{}, Unknown},
-		{"socks5", "\x05\x02\x00\x02", Hints{}, SOCKS5},
-		{"socks5 cut", "\x05\x02\x00", Hints{}, NeedMore},
-		{"not socks5", "\x05\x01\x00\x02\x07", Hints{}, Unknown},
-		{"postgres ssl request", "\x00\x00\x00\x08\x04\xd2\x16\x2f", Hints{}, PostgreSQL},
-		{"postgres startup", "\x00\x00\x00\x12\x00\x03\x00\x00user\x00me\x00\x00", Hints{}, PostgreSQL},
-		{"not postgres", "\x00\x00\x00\x08\x04\xd2\x16\x2e", Hints{}, Unknown},
-		{"mqtt", "\x10\x0c\x00\x04MQTT\x04\x02", Hints{}, MQTT},
-		{"mqtt 3.1", "\x10\x80\x01\x00\x06MQIsdp\x03", Hints{}, MQTT},
-		{"not mqtt", "\x10\x80\x80\x80\x80\x80", Hints{}, Unknown},
-		{"redis", "*1\r\n$4\r\nPING\r\n", Hints{}, Redis},
-		{"redis cut", "*1\r\n$", Hints{}, NeedMore},
-		{"imap line is not redis", "* OK", Hints{}, Unknown},
-		{"rdp", "\x03\x00\x00\x13\x0e\xe0\x00\x00\x00\x00\x00\x01\x00\x08\x00\x03\x00\x00\x00", Hints{}, RDP},
-		{"bittorrent", "\x13BitTorrent protocol\x00", Hints{}, BitTorrent},
-		{"amqp", "AMQP\x00\x00\x09\x01", Hints{}, AMQP},
-		{"rtsp", "OPTIONS rtsp://a/ RTSP/1.0\r\n", Hints{}, RTSP},
-		{"sip", "REGISTER sip:a SIP/2.0\r\n", Hints{}, SIP},
 		{"zeros", "\x00\x00\x00\x00\x00\x00", Hints{}, Unknown},
 	}
 	for _, test := range tests {
 		if got := TCP([]byte(test.bytes), test.hints); got != test.want {
+			t.Errorf("%s: TCP(%.40q) = %v, want %v", test.name, test.bytes, got, test.want)
+		}
+	}
+}
+
+func TestTCPSignatures(t *testing.T) {
+	tests := []struct {
+		name  string
+		bytes string
+		want  Protocol
+	}{
+		{"ssh client", "SSH-2.0-OpenSSH_9.2\r\n", SSH},
+		{"two bytes of ssh", "SS", NeedMore},
+		{"proxy v1", "PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", ProxyHeader},
+		{"proxy v1 unknown", "PROXY UNKNOWN\r\n", ProxyHeader},
+		{"proxy v2", "\r\n\r\n\x00\r\nQUIT\n\x21\x11", ProxyHeader},
+		{"half of proxy v2", "\r\n\r\n\x00\r", NeedMore},
+		{"socks4", "\x04\x01\x00\x50\x01\x02\x03\x04me\x00", SOCKS4},
+		{"socks4a", "\x04\x01\x00\x50\x00\x00\x00\x04me\x00host\x00", SOCKS4},
+		{"socks4a without its host", "\x04\x01\x00\x50\x00\x00\x00\x04me\x00", NeedMore},
+		{"not socks4", "\x04\x09\x00\x50", Unknown},
+		{"socks5", "\x05\x02\x00\x02", SOCKS5},
+		{"socks5 cut", "\x05\x02\x00", NeedMore},
+		{"not socks5", "\x05\x01\x00\x02\x07", Unknown},
+		{"postgres ssl request", "\x00\x00\x00\x08\x04\xd2\x16\x2f", PostgreSQL},
+		{"postgres startup", "\x00\x00\x00\x12\x00\x03\x00\x00user\x00me\x00\x00", PostgreSQL},
+		{"not postgres", "\x00\x00\x00\x08\x04\xd2\x16\x2e", Unknown},
+		{"mqtt", "\x10\x0c\x00\x04MQTT\x04\x02", MQTT},
+		{"mqtt 3.1", "\x10\x80\x01\x00\x06MQIsdp\x03", MQTT},
+		{"not mqtt", "\x10\x80\x80\x80\x80\x80", Unknown},
+		{"redis", "*1\r\n$4\r\nPING\r\n", Redis},
+		{"redis cut", "*1\r\n$", NeedMore},
+		{"imap line is not redis", "* OK", Unknown},
+		{"rdp", "\x03\x00\x00\x13\x0e\xe0\x00\x00\x00\x00\x00\x01\x00\x08\x00\x03\x00\x00\x00", RDP},
+		{"bittorrent", "\x13BitTorrent protocol\x00", BitTorrent},
+		{"amqp", "AMQP\x00\x00\x09\x01", AMQP},
+		{"rtsp", "OPTIONS rtsp://a/ RTSP/1.0\r\n", RTSP},
+		{"sip", "REGISTER sip:a SIP/2.0\r\n", SIP},
+	}
+	for _, test := range tests {
+		if got := TCP([]byte(test.bytes), Hints{}); got != test.want {
 			t.Errorf("%s: TCP(%.40q) = %v, want %v", test.name, test.bytes, got, test.want)
 		}
 	}

@@ -78,22 +78,20 @@ func socks4(b []byte) Protocol {
 	if len(b) < 9 {
 		return NeedMore
 	}
-	user, rest, ended := bytes.Cut(b[8:], []byte{0})
-	switch {
-	case !isPrintable(user) || len(user) > 255:
-		return Unknown
-	case !ended:
-		return NeedMore
-	}
+	texts := 1 // user id
 	if is4a := b[4] == 0 && b[5] == 0 && b[6] == 0 && b[7] != 0; is4a {
-		host, rest, ended := bytes.Cut(rest, []byte{0})
+		texts = 2 // and host name
+	}
+	rest := b[8:]
+	for range texts {
+		text, after, ended := bytes.Cut(rest, []byte{0})
 		switch {
-		case !isPrintable(host) || len(host) > 255 || len(rest) > 0:
+		case !isPrintable(text) || len(text) > 255:
 			return Unknown
 		case !ended:
 			return NeedMore
 		}
-		return SOCKS4
+		rest = after
 	}
 	if len(rest) > 0 {
 		return Unknown // a client waits for the answer before it goes on
