@@ -79,3 +79,29 @@ func TestNewRefuses(t *testing.T) {
 		t.Logf("%s: %v", name, err)
 	}
 }
+
+func TestAutoFallsBackAndSaysWhy(t *testing.T) {
+	var rules redirect.OutputRules
+	c, err := New(Config{
+		Cgroup: filepath.Join(t.TempDir(), "gone"), Spec: parse(t, "uid:1000"),
+		Output: func(r redirect.OutputRules) error { rules = r; return nil },
+	})
+	must(t, err)
+	if s := c.Status(); s.Mechanism != NFT || s.Reason == "" {
+		t.Errorf("status %+v, want nft and a reason", s)
+	}
+	if len(rules.UIDs) != 1 || rules.UIDs[0] != 1000 {
+		t.Errorf("rules %+v, want user 1000", rules)
+	}
+	if err := c.Set(parse(t, "curl")); err == nil || c.Spec().String() != "uid:1000" {
+		t.Errorf("Set of a name: %v, and now %q, want an error and uid:1000", err, c.Spec())
+	}
+	must(t, c.Set(parse(t, "uid:7")))
+	if len(rules.UIDs) != 1 || rules.UIDs[0] != 7 {
+		t.Errorf("rules %+v, want user 7", rules)
+	}
+	must(t, c.Close())
+	if len(rules.UIDs) != 0 {
+		t.Errorf("rules %+v after Close, want none", rules)
+	}
+}

@@ -272,7 +272,7 @@ func (l *lab) agent(program, dir string) *agent {
 	must(l.t, err)
 	defer group.Close()
 	a := &agent{t: l.t, cmd: exec.Command(program)}
-	a.cmd.Env = append(os.Environ(), agentEnv+"=1")
+	a.cmd.Env = append(os.Environ(), agentEnv+"=1", "TMPDIR="+l.t.TempDir())
 	a.cmd.Stderr = l.t.Output()
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
 	a.in, err = a.cmd.StdinPipe()

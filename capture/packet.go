@@ -46,52 +46,7 @@ func packetLeaves(c *programConfig) asm.Instructions {
 		asm.LoadImm(asm.R3, int64(c.mark), asm.DWord), asm.JNE.Reg(asm.R2, asm.R3, "allow"),
 		asm.Mov.Reg(ctx, asm.R1),
 	)
-	for slot := int16(slotFlow); slot < slotFlow+40; slot += 8 {
-		a.storeImm(slot, 0)
-	}
-	packetBytes := func(slot int32, size int32, offset func()) {
-		a.add(asm.Mov.Reg(asm.R1, ctx))
-		offset() // into R2
-		a.address(asm.R3, slot)
-		a.add(asm.Mov.Imm(asm.R4, size), asm.FnSkbLoadBytes.Call(), asm.JNE.Imm(asm.R0, 0, "allow"))
-	}
-	start := func() { a.add(asm.Mov.Imm(asm.R2, 0)) }
-	packetByte := func(to asm.Register, n int16) {
-		a.add(asm.LoadMem(to, asm.RFP, slotPacket+n, asm.Byte))
-	}
-	word := func(to, from int16) {
-		a.add(asm.LoadMem(asm.R1, asm.RFP, slotPacket+from, asm.Word), asm.StoreMem(asm.RFP, slotFlow+to, asm.R1, asm.Word))
-	}
-	packetBytes(slotPacket, 20, start)
-	packetByte(asm.R1, 0)
-	a.add(asm.RSh.Imm(asm.R1, 4), asm.JEq.Imm(asm.R1, 4, "v4"), asm.JNE.Imm(asm.R1, 6, "allow"))
-
-	packetBytes(slotPacket, 40, start)
-	for i := int16(0); i < 32; i += 4 {
-		word(i, 8+i)
-	}
-	packetByte(asm.R8, 6)          // next header
-	a.add(asm.Mov.Imm(asm.R7, 40)) // where the transport header starts
-	a.add(asm.Ja.Label("transport"))
-
-	a.at("v4")
-	a.add(asm.Mov.Imm(asm.R1, 0xffff), asm.HostTo(asm.BE, asm.R1, asm.Word))
-	a.add(asm.StoreMem(asm.RFP, slotFlow+8, asm.R1, asm.Word), asm.StoreMem(asm.RFP, slotFlow+24, asm.R1, asm.Word))
-	word(12, 12)
-	word(28, 16)
-	packetByte(asm.R8, 9)
-	packetByte(asm.R7, 0)
-	a.add(asm.And.Imm(asm.R7, 0xf), asm.LSh.Imm(asm.R7, 2))
-
-	a.at("transport")
-	a.add(asm.JEq.Imm(asm.R8, unix.IPPROTO_UDP, "ports"), asm.JNE.Imm(asm.R8, unix.IPPROTO_TCP, "allow"))
-	packetBytes(slotPacket, 1, func() { a.add(asm.Mov.Reg(asm.R2, asm.R7), asm.Add.Imm(asm.R2, 13)) })
-	packetByte(asm.R1, 0)
-	a.add(asm.And.Imm(asm.R1, 0x12), asm.JNE.Imm(asm.R1, 0x02, "allow")) // SYN without ACK
-	a.at("ports")
-	packetBytes(slotFlow+32, 4, func() { a.add(asm.Mov.Reg(asm.R2, asm.R7)) })
-	a.add(asm.StoreMem(asm.RFP, slotFlow+36, asm.R8, asm.Word))
-
+	a.packetKey()
 	a.cookie(slotCookie)
 	a.lookup(c.flows, slotFlow)
 	a.load(asm.R2, slotCookie)
@@ -105,4 +60,62 @@ func packetLeaves(c *programConfig) asm.Instructions {
 	a.at("allow")
 	a.ret(1)
 	return a.code
+}
+
+// packetKey fills in the flowKey of a UDP packet or a TCP SYN, and leaves for
+// any other packet.
+func (a *assembler) packetKey() {
+	for slot := int16(slotFlow); slot < slotFlow+40; slot += 8 {
+		a.storeImm(slot, 0)
+	}
+	a.add(asm.Mov.Imm(asm.R2, 0))
+	a.packetBytes(slotPacket, 20)
+	a.packetByte(asm.R1, 0)
+	a.add(asm.RSh.Imm(asm.R1, 4), asm.JEq.Imm(asm.R1, 4, "v4"), asm.JNE.Imm(asm.R1, 6, "allow"))
+
+	a.add(asm.Mov.Imm(asm.R2, 0))
+	a.packetBytes(slotPacket, 40)
+	for i := int16(0); i < 32; i += 4 {
+		a.packetWord(i, 8+i)
+	}
+	a.packetByte(asm.R8, 6)        // next header
+	a.add(asm.Mov.Imm(asm.R7, 40)) // where the transport header starts
+	a.add(asm.Ja.Label("transport"))
+
+	a.at("v4")
+	a.add(asm.Mov.Imm(asm.R1, 0xffff), asm.HostTo(asm.BE, asm.R1, asm.Word))
+	a.add(asm.StoreMem(asm.RFP, slotFlow+8, asm.R1, asm.Word), asm.StoreMem(asm.RFP, slotFlow+24, asm.R1, asm.Word))
+	a.packetWord(12, 12)
+	a.packetWord(28, 16)
+	a.packetByte(asm.R8, 9) // protocol
+	a.packetByte(asm.R7, 0)
+	a.add(asm.And.Imm(asm.R7, 0xf), asm.LSh.Imm(asm.R7, 2))
+
+	a.at("transport")
+	a.add(asm.JEq.Imm(asm.R8, unix.IPPROTO_UDP, "ports"), asm.JNE.Imm(asm.R8, unix.IPPROTO_TCP, "allow"))
+	a.add(asm.Mov.Reg(asm.R2, asm.R7), asm.Add.Imm(asm.R2, 13)) // flags
+	a.packetBytes(slotPacket, 1)
+	a.packetByte(asm.R1, 0)
+	a.add(asm.And.Imm(asm.R1, 0x12), asm.JNE.Imm(asm.R1, 0x02, "allow")) // SYN without ACK
+	a.at("ports")
+	a.add(asm.Mov.Reg(asm.R2, asm.R7))
+	a.packetBytes(slotFlow+32, 4)
+	a.add(asm.StoreMem(asm.RFP, slotFlow+36, asm.R8, asm.Word))
+}
+
+// packetBytes copies size bytes of the packet, from the offset in R2, to a slot.
+func (a *assembler) packetBytes(slot, size int32) {
+	a.add(asm.Mov.Reg(asm.R1, ctx))
+	a.address(asm.R3, slot)
+	a.add(asm.Mov.Imm(asm.R4, size), asm.FnSkbLoadBytes.Call(), asm.JNE.Imm(asm.R0, 0, "allow"))
+}
+
+// packetByte loads byte n of what was copied.
+func (a *assembler) packetByte(to asm.Register, n int16) {
+	a.add(asm.LoadMem(to, asm.RFP, slotPacket+n, asm.Byte))
+}
+
+// packetWord moves four bytes of what was copied into the flowKey.
+func (a *assembler) packetWord(to, from int16) {
+	a.add(asm.LoadMem(asm.R1, asm.RFP, slotPacket+from, asm.Word), asm.StoreMem(asm.RFP, slotFlow+to, asm.R1, asm.Word))
 }
