@@ -178,7 +178,7 @@ func verifyText(err *tls.CertificateVerificationError, host string) string {
 		return datesText(invalid.Cert)
 	case errors.As(err.Err, &name):
 		return fmt.Sprintf("name mismatch: the certificate is for %s, not for %s, issued by %s",
-			certNames(name.Certificate), host, issuer(name.Certificate))
+			certNames(name.Certificate), host, issuerName(name.Certificate))
 	case errors.As(err.Err, &unknown) && len(err.UnverifiedCertificates) > 0:
 		return authorityText(err.UnverifiedCertificates)
 	}
@@ -188,18 +188,18 @@ func verifyText(err *tls.CertificateVerificationError, host string) string {
 func datesText(cert *x509.Certificate) string {
 	const day = "2006-01-02 15:04 MST"
 	if now := time.Now(); now.Before(cert.NotBefore) {
-		return fmt.Sprintf("certificate is not valid before %s, issued by %s", cert.NotBefore.UTC().Format(day), issuer(cert))
+		return fmt.Sprintf("certificate is not valid before %s, issued by %s", cert.NotBefore.UTC().Format(day), issuerName(cert))
 	}
-	return fmt.Sprintf("certificate expired on %s, issued by %s", cert.NotAfter.UTC().Format(day), issuer(cert))
+	return fmt.Sprintf("certificate expired on %s, issued by %s", cert.NotAfter.UTC().Format(day), issuerName(cert))
 }
 
 func authorityText(sent []*x509.Certificate) string {
 	leaf := sent[0]
 	if leaf.CheckSignatureFrom(leaf) == nil || string(leaf.RawIssuer) == string(leaf.RawSubject) {
-		return fmt.Sprintf("self-signed certificate %s", issuer(leaf))
+		return fmt.Sprintf("self-signed certificate %s", issuerName(leaf))
 	}
 	last := sent[len(sent)-1]
-	text := fmt.Sprintf("unknown authority %s", issuer(last))
+	text := fmt.Sprintf("unknown authority %s", issuerName(last))
 	if len(sent) == 1 {
 		text += " (or the server leaves out an intermediate certificate)"
 	}
@@ -215,7 +215,7 @@ func verifyCure(err *tls.CertificateVerificationError) string {
 	return "switch verification off with ssl_insecure (-k)"
 }
 
-func issuer(cert *x509.Certificate) string {
+func issuerName(cert *x509.Certificate) string {
 	if name := cert.Issuer.String(); name != "" {
 		return name
 	}
@@ -231,7 +231,7 @@ func certNames(cert *x509.Certificate) string {
 	const shown = 5
 	switch {
 	case len(names) == 0:
-		return "no host at all"
+		return fmt.Sprintf("nobody (its common name %q does not count)", cert.Subject.CommonName)
 	case len(names) > shown:
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
 	}

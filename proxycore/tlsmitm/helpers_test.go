@@ -210,11 +210,15 @@ func splice(client, server proxycore.Conn) error {
 }
 
 // inbound hands one end of a loopback connection to the core and returns the other one.
-func (l *lab) inbound(target flow.Address) *net.TCPConn {
+func (l *lab) inbound(target flow.Address) *net.TCPConn { return l.accept(target, false) }
+
+func (l *lab) inboundLazily(target flow.Address) *net.TCPConn { return l.accept(target, true) }
+
+func (l *lab) accept(target flow.Address, lazily bool) *net.TCPConn {
 	l.t.Helper()
 	client, ours := tcpPair(l.t)
 	in := proxycore.Inbound{
-		Network: "tcp", Target: target,
+		Network: "tcp", Target: target, LazyUpstream: lazily,
 		Client: &flow.Client{Connection: flow.Connection{
 			Peer: ours.RemoteAddr().(*net.TCPAddr).AddrPort(), Local: netip.MustParseAddrPort("192.0.2.7:443"),
 		}},
