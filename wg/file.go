@@ -50,7 +50,7 @@ type File struct {
 	// empty means a guess of this machine's address.
 	Endpoint string `json:"endpoint,omitempty"`
 	// Pools are the networks peers get their addresses from, at most one of
-	// each IP version.
+	// each IP version; empty means DefaultPools.
 	Pools []netip.Prefix `json:"pools,omitempty"`
 	// Peers are the clients.
 	Peers []PeerConfig `json:"peers,omitempty"`
@@ -137,11 +137,11 @@ func (f *File) complete() error {
 	}
 	if !f.ClientKey.IsZero() && !f.hasKey(f.ClientKey.Public()) {
 		f.Peers = slices.Insert(f.Peers, 0, mitmproxyPeer(f.ClientKey))
-		if f.Pools == nil {
+		if len(f.Pools) == 0 {
 			f.Pools = []netip.Prefix{mitmproxyPool}
 		}
 	}
-	if f.Pools == nil {
+	if len(f.Pools) == 0 {
 		f.Pools = DefaultPools()
 	}
 	return nil

@@ -73,6 +73,7 @@ func (s *segmenter) write(b []byte) int {
 		size := min(s.left, len(b))
 		s.take(b[:size])
 		s.left = 0
+		completeChecksum(b[:size], s.pkt.GSOOptions)
 		return size
 	}
 	size := min(s.left, s.mss)
@@ -83,6 +84,20 @@ func (s *segmenter) write(b []byte) int {
 	s.sent += size
 	s.index++
 	return len(b)
+}
+
+// completeChecksum adds the transport header and payload to a checksum field
+// that holds the pseudo-header's sum, if the stack left that to the link.
+func completeChecksum(b []byte, gso stack.GSO) {
+	start, at := int(gso.L3HdrLen), int(gso.L3HdrLen)+int(gso.CsumOffset)
+	if !gso.NeedsCsum || at+checksum.Size > len(b) {
+		return
+	}
+	sum := ^checksum.Checksum(b[start:], 0)
+	if sum == 0 && gso.CsumOffset == header.UDPMinimumSize-checksum.Size {
+		sum = 0xffff // zero would mean "none" (RFC 768)
+	}
+	checksum.Put(b[at:], sum)
 }
 
 // take moves the next len(b) bytes of the packet into b.
