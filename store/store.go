@@ -141,6 +141,14 @@ func (s *Store) Remove(ids ...flow.ID) {
 	}
 }
 
+// SetLimit changes Config.Limit; the oldest finished flows go at once if need be.
+func (s *Store) SetLimit(bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = bytes
+	s.evict()
+}
+
 // Stats are counters for people and metrics.
 type Stats struct {
 	Flows   int

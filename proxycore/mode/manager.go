@@ -181,6 +181,23 @@ func (m *Manager) Status() []Status {
 	return out
 }
 
+// Quiescer is an Instance that can stop taking new conversations before it ends those it carries:
+// feeds carry the packets of theirs, listeners do not.
+type Quiescer interface{ Quiesce() }
+
+// Quiesce ends every mode that does not carry conversations, and lets the others take no new ones.
+func (m *Manager) Quiesce() {
+	m.apply.Lock()
+	defer m.apply.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.slots {
+		if q, ok := s.instance.(Quiescer); ok {
+			q.Quiesce()
+		}
+	}
+}
+
 // Stop ends all modes, the newest first.
 func (m *Manager) Stop() {
 	m.apply.Lock()
