@@ -32,6 +32,10 @@
 //     exception is a DNS stub on 127.0.0.0/8 port 53 when [Config.DNS] is set;
 //   - processes in other network namespaces.
 //
+// One packet too many is taken: the first IPv4 multicast or broadcast datagram
+// of a captured UDP socket that names no interface, as its mark, too, is read
+// before the hook can see where it goes.
+//
 // It needs CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, also after the start, as
 // Set makes a new map; CAP_SYS_PTRACE lets it name the program files of other
 // users' processes. [Probe] says what is missing.
