@@ -236,6 +236,9 @@ func TestChangeOfModeAfterACrash(t *testing.T) {
 	b.start(dir, 0, false).kill()
 	open := b.start(dir, 0, true)
 	b.wantConnect("captured", "silence")
+	if out := b.run("ip route show table 5180; ip -6 route show table 5180"); strings.Contains(out, "unreachable") {
+		t.Errorf("fail-open with routes of fail-closed:\n%s", out)
+	}
 	open.kill()
 	b.wantConnect("fail-open after a crash in fail-closed", "connected")
 	b.start(dir, 0, false).kill()

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"mitm-appliance/internal/netnstest"
 )
 
@@ -145,5 +147,9 @@ func TestOwnSocketsAndLocalDestinationsAreNotCaptured(t *testing.T) {
 	for _, ip := range []string{lan4, lan6, "127.0.0.1", "::1"} {
 		want("gateway", ip, nil)
 	}
-	b.want("tun", netnstest.Server4) // beside the LAN
+	noLoop := func(_, _ string, c syscall.RawConn) error { // else the gateway hears itself, too
+		return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0) })
+	}
+	want("internet", "ff02::1%"+netnstest.WAN, noLoop) // all hosts of the link
+	b.want("tun", netnstest.Server4)                   // beside the LAN
 }

@@ -67,7 +67,7 @@ func probeCapability() Finding {
 func probeNftables() []Finding {
 	set := func(size nftables.SetDatatype) func(*nftables.Conn, *nftables.Chain) error {
 		return func(conn *nftables.Conn, chain *nftables.Chain) error {
-			return conn.AddSet(&nftables.Set{Table: chain.Table, Name: "s", KeyType: size, Interval: true, HasTimeout: true}, nil)
+			return conn.AddSet(&nftables.Set{Table: chain.Table, ID: 1, Name: "s", KeyType: size, Interval: true, HasTimeout: true}, nil)
 		}
 	}
 	rule := func(exprs ...expr.Any) func(*nftables.Conn, *nftables.Chain) error {

@@ -34,6 +34,12 @@ func TestForwardedTrafficGoesIntoTheTUN(t *testing.T) {
 func TestGroupsAndLinkLocalStayOutOfTheTUN(t *testing.T) {
 	b := newBox(t)
 	b.Client().Route("169.254.0.0/16", "192.168.50.1", "") // a client that routes what must not be routed
+	b.run(`nft -f - <<E
+table inet watch {
+	chain after { type filter hook prerouting priority dstnat; meta mark & 0x00030000 != 0 fib daddr type { local, broadcast, anycast, multicast } counter name marked; }
+	counter marked {}
+}
+E`)
 	b.apply(nil)
 	for _, ip := range []string{"192.168.50.255", "255.255.255.255", "224.0.0.251", "239.255.255.250", "ff02::fb%eth0", "ff0e::1%eth0", "169.254.169.254", "2001:db8:50::"} {
 		err := b.Client().Do(func() error {
@@ -56,6 +62,9 @@ func TestGroupsAndLinkLocalStayOutOfTheTUN(t *testing.T) {
 		select {
 		case a := <-b.arrivals:
 			if a.where == "tun" && a.payload == "last" {
+				if out := b.run("nft list counter inet watch marked"); !strings.Contains(out, "packets 0 ") {
+					t.Errorf("groups are marked:\n%s", out)
+				}
 				return
 			}
 			if a.where == "tun" {

@@ -62,12 +62,14 @@ func newTable(name string) *table {
 		chainForwarded: hook(chainForwarded, nftables.ChainTypeFilter, nftables.ChainHookPrerouting),
 		chainLocal:     hook(chainLocal, nftables.ChainTypeRoute, nftables.ChainHookOutput),
 	}
+	// The numbers name the sets inside of one transaction. Left to the nftables
+	// module they would come from a counter that all goroutines share unguarded.
 	native := binaryutil.NativeEndian
 	t.sets = map[string]*nftables.Set{
-		setLAN:     {Table: t.Table, Name: setLAN, KeyType: nftables.TypeIFName, KeyByteOrder: native},
-		setExempt:  {Table: t.Table, Name: setExempt, KeyType: nftables.TypeFIBAddr, KeyByteOrder: native},
-		setBypass4: {Table: t.Table, Name: setBypass4, KeyType: nftables.TypeIPAddr, Interval: true, HasTimeout: true},
-		setBypass6: {Table: t.Table, Name: setBypass6, KeyType: nftables.TypeIP6Addr, Interval: true, HasTimeout: true},
+		setLAN:     {Table: t.Table, ID: 1, Name: setLAN, KeyType: nftables.TypeIFName, KeyByteOrder: native},
+		setExempt:  {Table: t.Table, ID: 2, Name: setExempt, KeyType: nftables.TypeFIBAddr, KeyByteOrder: native},
+		setBypass4: {Table: t.Table, ID: 3, Name: setBypass4, KeyType: nftables.TypeIPAddr, Interval: true, HasTimeout: true},
+		setBypass6: {Table: t.Table, ID: 4, Name: setBypass6, KeyType: nftables.TypeIP6Addr, Interval: true, HasTimeout: true},
 	}
 	return t
 }
