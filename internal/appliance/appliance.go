@@ -45,23 +45,27 @@ type Appliance struct {
 
 	changing sync.Mutex // one change of modes at a time
 	running  bool
-	retry    chan struct{}
+	idle     chan struct{}
 }
 
 // New declares all options and builds everything around them. Nothing runs yet.
-func New(cfg Config) *Appliance {
+// The error says which part of the environment is wrong.
+func New(cfg Config) (*Appliance, error) {
 	if cfg.LogLevel == nil {
 		cfg.LogLevel = slog.LevelInfo
 	}
 	if cfg.Fatal == nil {
 		cfg.Fatal = func(error) {}
 	}
-	a := &Appliance{cfg: cfg, registry: option.New(), own: newOwnAddresses()}
+	a := &Appliance{cfg: cfg, registry: option.New(), own: newOwnAddresses(), idle: make(chan struct{})}
 	a.logs = api.NewLogHub(cfg.LogLevel, a.teeLog)
 	a.log = slog.New(a.logs)
 	a.options = declareOptions(a.registry)
 	a.store = store.New(store.Config{})
-	a.parts = a.newParts()
+	var err error
+	if a.parts, err = a.newParts(); err != nil {
+		return nil, err
+	}
 	a.core = proxycore.New(a.parts.coreConfig(a))
 	a.addons = a.newAddons()
 	a.core.SetAddons(a.addons...)
@@ -71,7 +75,7 @@ func New(cfg Config) *Appliance {
 		Modes: a.modeStates, Changed: a.flowsChanged,
 	})
 	a.registry.Subscribe(a.optionsChanged)
-	return a
+	return a, nil
 }
 
 // API is what faces talk to.
@@ -96,7 +100,7 @@ func (a *Appliance) Start(ctx context.Context) []error {
 	if err := a.core.Hooks().Load(&proxycore.Loader{Options: a.registry}); err != nil {
 		return []error{err}
 	}
-	if err := a.parts.open(a); err != nil {
+	if err := a.parts.open(); err != nil {
 		return []error{err}
 	}
 	if err := a.core.Hooks().Configure(a.allOptions()); err != nil {
@@ -204,3 +208,7 @@ func (a *Appliance) Serves() bool {
 	states := a.modes.Status()
 	return len(states) == 0 || slices.ContainsFunc(states, func(s mode.Status) bool { return s.Running })
 }
+
+// Idle is closed when nothing is left to do: everything that was to be read has been, and no mode was
+// asked for. It stays open while the appliance serves.
+func (a *Appliance) Idle() <-chan struct{} { return a.idle }

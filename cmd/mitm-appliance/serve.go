@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"mitm-appliance/api"
+	"mitm-appliance/internal/appliance"
+)
+
+// face shows what the API tells until the appliance has stopped.
+type face func(ctx context.Context, a api.API) error
+
+// stopTimeout bounds a clean end: listeners, conversations, rules, files.
+const stopTimeout = 10 * time.Second
+
+// serve runs an appliance with a face until a signal, or until the face or a fatal error ends it.
+func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show face) error {
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	shown := make(chan error, 1)
+	go func() { shown <- show(context.Background(), a.API()) }() // it ends when the appliance has stopped
+
+	failed := a.Start(ctx)
+	if len(failed) > 0 && !a.Serves() {
+		stopBounded(a)
+		<-shown
+		return startError(failed)
+	}
+	if err := appliance.DropPrivileges(a.Needs()); err != nil {
+		a.Log().Warn("cannot give up privileges that are no longer needed", "err", err)
+	}
+	notify(a.Log(), daemon.SdNotifyReady)
+	go feedWatchdog(ctx, a.Log()) // ends with ctx
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-a.Idle(): // nothing left to do
+	case err = <-fatal:
+	case err = <-shown: // the face cannot go on: its output is gone
+		shown <- nil
+	}
+	stop() // a second signal ends the program the hard way
+	notify(a.Log(), daemon.SdNotifyStopping)
+	stopBounded(a)
+	return errors.Join(err, <-shown)
+}
+
+// startError is the one line that says why nothing runs.
+func startError(failed []error) error {
+	if len(failed) == 1 {
+		return failed[0]
+	}
+	return fmt.Errorf("nothing could start: %w", errors.Join(failed...))
+}
+
+func stopBounded(a *appliance.Appliance) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	a.Stop(ctx)
+}
+
+// notify tells systemd, if it listens.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("telling systemd failed", "state", state, "err", err)
+	}
+}
+
+// feedWatchdog tells systemd twice per watchdog period that we live (sd_watchdog_enabled(3)).
+func feedWatchdog(ctx context.Context, log *slog.Logger) {
+	period, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || period == 0 {
+		return // not asked for
+	}
+	tick := time.NewTicker(period / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			notify(log, daemon.SdNotifyWatchdog)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
