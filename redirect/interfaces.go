@@ -21,7 +21,7 @@ var ErrNoInterface = errors.New("no such network interface")
 // routes, loopback, ports of a bridge or bond, and the devices in without
 // (our own TUN devices). It looks in the calling thread's network namespace.
 func DefaultInterfaces(without ...string) ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("redirect: list the network interfaces: %w", err)
 	}
@@ -65,7 +65,7 @@ func checkInterfaces(names []string, tun string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("redirect: list the network interfaces: %w", err)
 	}

@@ -13,12 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// neighbourAge is how long a reading of the kernel's table is used.
-const neighbourAge = 2 * time.Second
+// How long a reading of the kernel's table is used for what it holds, and for
+// what it does not: the first flow of a new device should find it.
+const (
+	neighbourAge = 2 * time.Second
+	strangerAge  = 100 * time.Millisecond
+)
 
 // Neighbours tells the hardware address behind a LAN client's IP address: the
 // identity of a device. It reads the kernel's neighbour table (ARP and NDP) at
-// most every two seconds. Safe for concurrent use.
+// most ten times a second. Safe for concurrent use.
 type Neighbours struct {
 	namespace namespace
 
@@ -42,18 +46,23 @@ func NewNeighbours() (*Neighbours, error) {
 func (n *Neighbours) Lookup(ip netip.Addr) (net.HardwareAddr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if time.Since(n.read) > neighbourAge {
+	ip = ip.Unmap().WithZone("")
+	limit := neighbourAge
+	if n.known[ip] == nil {
+		limit = strangerAge
+	}
+	if time.Since(n.read) > limit {
 		if err := n.namespace.do(n.refresh); err != nil {
 			return nil, err
 		}
 	}
-	return n.known[ip.Unmap().WithZone("")], nil
+	return n.known[ip], nil
 }
 
 func (n *Neighbours) refresh() error {
 	known := map[netip.Addr]net.HardwareAddr{}
 	for _, family := range families() {
-		list, err := netlink.NeighList(0, family)
+		list, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(0, family) })
 		if err != nil {
 			return fmt.Errorf("redirect: read the neighbour table: %w", err)
 		}

@@ -5,6 +5,7 @@ package redirect_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -56,14 +57,22 @@ func (a *teller) HandleUDP(c *netstack.UDPConn) {
 
 // newPath puts the real pieces together: nftables, TUN device, netstack.
 func newPath(t *testing.T) *netnstest.Gateway {
+	lab, _ := newPathAfter(t, "true")
+	return lab
+}
+
+// newPathAfter runs a command in the gateway first.
+func newPathAfter(t *testing.T, setup string) (*netnstest.Gateway, *redirect.Redirect) {
 	lab := netnstest.New(t).Gateway(1)
+	runIn(t, lab.Gateway, setup)
+	var steering *redirect.Redirect
 	err := lab.Gateway.Do(func() error {
 		device, err := tun.Open(tun.Config{Name: "mitm0"})
 		if err != nil {
 			return err
 		}
 		t.Cleanup(func() { _ = device.Close() })
-		steering, err := redirect.New(redirect.Config{TUN: device.Name(), Interfaces: []string{netnstest.LAN(0)}, StateDir: t.TempDir()})
+		steering, err = redirect.New(redirect.Config{TUN: device.Name(), Interfaces: []string{netnstest.LAN(0)}, StateDir: t.TempDir()})
 		if err != nil {
 			return err
 		}
@@ -86,7 +95,63 @@ func newPath(t *testing.T) *netnstest.Gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return lab
+	return lab, steering
+}
+
+func runIn(t *testing.T, h *netnstest.Host, command string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if out, err := h.Command(ctx, "sh", "-c", command).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", command, err, out)
+	}
+}
+
+// masquerading rules as people write them: without naming the uplink.
+var masquerading = map[string]string{
+	"nftables":        "nft add table inet n; nft 'add chain inet n post { type nat hook postrouting priority srcnat; }'; nft add rule inet n post masquerade",
+	"iptables-nft":    "iptables-nft -t nat -A POSTROUTING -j MASQUERADE; ip6tables-nft -t nat -A POSTROUTING -j MASQUERADE",
+	"legacy iptables": "iptables-legacy -t nat -A POSTROUTING -j MASQUERADE; ip6tables-legacy -t nat -A POSTROUTING -j MASQUERADE",
+}
+
+func TestMasqueradingOfOthersDoesNotHideTheClient(t *testing.T) {
+	for name, setup := range masquerading {
+		t.Run(name, func(t *testing.T) {
+			lab, steering := newPathAfter(t, setup)
+			wantTrueSources(t, lab)
+			if err := steering.Verify(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("added later", func(t *testing.T) {
+		lab, steering := newPathAfter(t, "true")
+		runIn(t, lab.Gateway, masquerading["nftables"])
+		if err := steering.Verify(); !errors.Is(err, redirect.ErrChanged) {
+			t.Errorf("Verify: got %v, want ErrChanged", err)
+		}
+		if err := steering.Apply(); err != nil {
+			t.Fatal(err)
+		}
+		wantTrueSources(t, lab)
+	})
+}
+
+func wantTrueSources(t *testing.T, lab *netnstest.Gateway) {
+	t.Helper()
+	for _, network := range []string{"udp", "tcp"} {
+		for _, ip := range destinations {
+			c, err := lab.Client().Dial(context.Background(), network, net.JoinHostPort(ip, "443"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _, _ := strings.Cut(ask(t, c, []byte("x")), "\n")
+			if want := fmt.Sprintf("from %v to %s", c.LocalAddr(), net.JoinHostPort(ip, "443")); got != want {
+				t.Errorf("%s: got %q, want %q", network, got, want)
+			}
+			_ = c.Close()
+		}
+	}
 }
 
 var destinations = []string{netnstest.Server4, netnstest.None4, netnstest.Server6, netnstest.None6}

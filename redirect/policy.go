@@ -16,6 +16,9 @@ import (
 // unreachable route acts only when the TUN is gone.
 const unreachableMetric = 9999
 
+// dumpAttempts bounds how often a torn listing is read again.
+const dumpAttempts = 10
+
 // policy is the part of the steering that routing does: packets with the
 // capture mark are looked up in a table of their own, which leads into the TUN.
 type policy struct {
@@ -34,6 +37,17 @@ func isGone(err error) bool {
 		}
 	}
 	return errors.As(err, &netlink.LinkNotFoundError{})
+}
+
+// dump lists kernel objects. While others change them the kernel says that a
+// listing is torn; then it is read again.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for attempt := 1; ; attempt++ {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || attempt == dumpAttempts {
+			return all, err
+		}
+	}
 }
 
 // families returns the address families the kernel has.
@@ -78,7 +92,9 @@ func (p policy) checkTable(family int, tun netlink.Link) error {
 }
 
 func (p policy) list(family int) ([]netlink.Route, error) {
-	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: p.table}, netlink.RT_FILTER_TABLE)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: p.table}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("redirect: list route table %d: %w", p.table, err)
 	}
@@ -142,8 +158,10 @@ func (p policy) applyRule(family int) error {
 // that are as wanted (one, or none) and others, left by an earlier
 // configuration or added twice.
 func (p policy) findRules(family int) (ours, others []netlink.Rule, err error) {
-	rules, err := netlink.RuleListFiltered(family, &netlink.Rule{Priority: p.priority, Table: p.table},
-		netlink.RT_FILTER_PRIORITY|netlink.RT_FILTER_TABLE)
+	rules, err := dump(func() ([]netlink.Rule, error) {
+		return netlink.RuleListFiltered(family, &netlink.Rule{Priority: p.priority, Table: p.table},
+			netlink.RT_FILTER_PRIORITY|netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("redirect: list the policy routing rules: %w", err)
 	}

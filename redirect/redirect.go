@@ -26,7 +26,8 @@
 // the LAN therefore has to listen on the router's LAN address. Another
 // table's drop at the forward hook cannot be overruled from here; Probe finds it
 // and tells the cure. A masquerading rule of others that also matches what
-// goes into the TUN (docker's, for its own networks) hides the client's address.
+// goes into the TUN is forestalled, once it is there when Apply runs; Verify
+// reports one that came later.
 //
 // Everything happens in the network namespace of the thread that calls New.
 package redirect
@@ -35,62 +36,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-)
-
-// Defaults of Config.
-const (
-	DefaultName         = "mitm_appliance"
-	DefaultRouteTable   = 5180
-	DefaultRulePriority = 5180
-	DefaultMaxBypass    = 16384
-	DefaultStateDir     = "/run/mitm-appliance"
 )
 
 // ErrChanged is returned by Verify when something of the steering is gone.
 var ErrChanged = errors.New("redirect: the steering was changed from outside")
-
-// Config says what to steer where. Only TUN has no default.
-type Config struct {
-	Logger *slog.Logger // nil: no log
-
-	// TUN is the device that gets the packets. It must be up and have an IPv4
-	// address: without one the kernel drops the replies that leave it.
-	TUN string
-
-	// Interfaces are those whose forwarded traffic is captured. Empty: none;
-	// see DefaultInterfaces.
-	Interfaces []string
-
-	// Output captures this host's own traffic by nftables.
-	Output OutputRules
-
-	// Bypass are destinations that are not captured from the start.
-	Bypass []Bypass
-
-	// FailOpen lets traffic pass unseen when the process dies; else it is
-	// stopped.
-	FailOpen bool
-
-	// Two appliances in one network namespace must differ in all of these.
-	Name         string // of the nftables table: a-z, 0-9, _; "" means DefaultName
-	RouteTable   int    // 0 means DefaultRouteTable
-	RulePriority int    // 0 means DefaultRulePriority
-	Marks        Marks
-
-	MaxBypass int    // most bypassed destinations; 0 means DefaultMaxBypass
-	StateDir  string // for what a crash must not forget; "" means DefaultStateDir
-}
 
 // Redirect is steering that can be applied, changed and undone. Its methods
 // may be called from any goroutine.
@@ -139,39 +94,6 @@ func New(cfg Config) (*Redirect, error) {
 		return nil, err
 	}
 	return r, nil
-}
-
-func (c Config) withDefaults() (Config, error) {
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.Name == "" {
-		c.Name = DefaultName
-	}
-	if !regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`).MatchString(c.Name) {
-		return c, fmt.Errorf("redirect: %q is no name for a table: want a letter, then letters, digits or _, at most 32", c.Name)
-	}
-	for _, d := range []struct {
-		value    *int
-		standard int
-	}{{&c.RouteTable, DefaultRouteTable}, {&c.RulePriority, DefaultRulePriority}, {&c.MaxBypass, DefaultMaxBypass}} {
-		if *d.value == 0 {
-			*d.value = d.standard
-		}
-	}
-	switch {
-	case c.RouteTable < 1 || c.RouteTable > 1<<31-1 || c.RouteTable >= unix.RT_TABLE_DEFAULT && c.RouteTable <= unix.RT_TABLE_LOCAL:
-		return c, fmt.Errorf("redirect: route table %d is reserved or out of range", c.RouteTable)
-	case c.RulePriority < 1 || c.RulePriority >= 32766:
-		return c, fmt.Errorf("redirect: rule priority %d must lie between 1 and 32765, before the main table", c.RulePriority)
-	case c.MaxBypass < 0:
-		return c, fmt.Errorf("redirect: at most %d bypassed destinations makes no sense", c.MaxBypass)
-	}
-	if c.StateDir == "" {
-		c.StateDir = DefaultStateDir
-	}
-	c.Marks = c.Marks.withDefaults()
-	return c, errors.Join(c.Marks.check(), c.Output.check())
 }
 
 func (r *Redirect) policy() policy {
@@ -261,7 +183,7 @@ func (r *Redirect) own() error {
 func (r *Redirect) needsTable() bool { return len(r.lan) > 0 || !r.output.empty() }
 
 func (r *Redirect) ruleset() ruleset {
-	return ruleset{marks: r.cfg.Marks, lan: r.lan, output: r.output, bypass: r.bypasses.list(time.Now())}
+	return ruleset{marks: r.cfg.Marks, lan: r.lan, output: r.output, bypass: r.bypasses.list(time.Now()), tun: r.cfg.TUN}
 }
 
 // applySettings brings the kernel settings to what is wanted now and puts back
@@ -332,6 +254,11 @@ func (r *Redirect) missingInTable() ([]string, error) {
 			return []string{"rules of the nftables table " + r.cfg.Name}, nil
 		}
 	}
+	if others, err := r.table.othersTranslate(); err != nil {
+		return nil, err
+	} else if others && len(handles[chainKeep]) == 0 {
+		return []string{"what keeps others from masquerading the clients"}, nil
+	}
 	names, err := r.table.interfaces()
 	if err != nil || slices.Equal(names, r.lan) {
 		return nil, err
@@ -361,151 +288,4 @@ func (r *Redirect) undo() error {
 	r.state = nil
 	r.log.Info("steering removed", "tun", r.cfg.TUN)
 	return nil
-}
-
-// Interfaces returns the LAN interfaces whose traffic is captured.
-func (r *Redirect) Interfaces() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.lan)
-}
-
-// SetInterfaces changes the LAN interfaces; flows of the others go on.
-func (r *Redirect) SetInterfaces(names []string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.namespace.do(func() error {
-		names = normalize(names)
-		if err := checkInterfaces(names, r.cfg.TUN); err != nil {
-			return err
-		}
-		hadTable := r.needsTable()
-		r.lan = names
-		if r.state == nil {
-			return nil
-		}
-		if err := r.changeTable(hadTable, func() error { return r.table.setInterfaces(names) }); err != nil {
-			return err
-		}
-		r.log.Info("LAN interfaces changed", "interfaces", names)
-		return r.applySettings()
-	})
-}
-
-// SetOutput changes what is captured of this host's own traffic.
-func (r *Redirect) SetOutput(rules OutputRules) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err := rules.check(); err != nil {
-		return err
-	}
-	return r.namespace.do(func() error {
-		hadTable := r.needsTable()
-		r.output = rules.clone()
-		if r.state == nil {
-			return nil
-		}
-		return r.changeTable(hadTable, func() error { return r.table.setOutput(r.cfg.Marks, r.output) })
-	})
-}
-
-// changeTable installs or removes the whole table where that is the change,
-// and else changes it in place.
-func (r *Redirect) changeTable(had bool, inPlace func() error) error {
-	switch needs := r.needsTable(); {
-	case needs && had:
-		return inPlace()
-	case needs:
-		return r.table.install(r.ruleset(), r.cfg.FailOpen)
-	default:
-		return r.table.remove()
-	}
-}
-
-// AddBypass lets a destination pass in the kernel for a time, or for good when
-// d is 0. Given again, the new time counts; where destinations overlap,
-// the longer time. Flows that are already captured go on; ErrBypassFull
-// tells that the limit is reached.
-func (r *Redirect) AddBypass(p netip.Prefix, d time.Duration) error {
-	p, err := checkBypass(p)
-	if err != nil {
-		return err
-	}
-	if d < 0 {
-		return fmt.Errorf("redirect: bypass %v for %v: the time is negative", p, d)
-	}
-	entry := Bypass{Prefix: p}
-	now := time.Now()
-	if d > 0 {
-		entry.Expires = now.Add(d)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	first := len(r.bypasses.entries) == 0
-	alone, err := r.bypasses.add(entry, now)
-	if err != nil || r.state == nil {
-		return err
-	}
-	return r.namespace.do(func() error {
-		if !r.needsTable() {
-			return nil
-		}
-		added := alone && r.table.addBypass(entry) == nil
-		if !added { // it overlaps one, perhaps one that expires this moment
-			if err := r.table.setBypasses(r.bypasses.list(time.Now())); err != nil {
-				return err
-			}
-		}
-		if first {
-			return r.applySettings()
-		}
-		return nil
-	})
-}
-
-// RemoveBypass captures a destination again; false means that it was not
-// bypassed. It takes back exactly one AddBypass, not what overlaps it.
-func (r *Redirect) RemoveBypass(p netip.Prefix) (bool, error) {
-	p, err := checkBypass(p)
-	if err != nil {
-		return false, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.bypasses.prune(time.Now())
-	if _, known := r.bypasses.entries[p]; !known {
-		return false, nil
-	}
-	delete(r.bypasses.entries, p)
-	if r.state == nil || !r.needsTable() {
-		return true, nil
-	}
-	return true, r.namespace.do(func() error {
-		return r.table.setBypasses(r.bypasses.list(time.Now()))
-	})
-}
-
-// Bypasses returns the destinations that are bypassed now, ordered by address.
-func (r *Redirect) Bypasses() []Bypass {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.bypasses.list(time.Now())
-}
-
-func checkTUN(name string) (netlink.Link, error) {
-	tun, err := netlink.LinkByName(name)
-	if err != nil {
-		return nil, fmt.Errorf("redirect: TUN device %s: %w", name, err)
-	}
-	if tun.Attrs().Flags&net.FlagUp == 0 {
-		return nil, fmt.Errorf("redirect: TUN device %s is down (cure: ip link set %s up)", name, name)
-	}
-	addrs, err := netlink.AddrList(tun, unix.AF_INET)
-	if err != nil {
-		return nil, fmt.Errorf("redirect: addresses of TUN device %s: %w", name, err)
-	}
-	if len(addrs) == 0 {
-		return nil, fmt.Errorf("redirect: TUN device %s has no IPv4 address, so the kernel would drop its replies (cure: ip addr add 198.18.0.1/30 dev %s)", name, name)
-	}
-	return tun, nil
 }

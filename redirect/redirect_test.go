@@ -152,6 +152,17 @@ func TestLiveChangeOfInterfaces(t *testing.T) {
 			t.Errorf("with %v: %v", c.names, err)
 		}
 	}
+	b.run("ip link set lan1 down; ip link set lan1 name lan.7; ip link set lan.7 up") // as VLANs are named
+	if err := r.SetInterfaces([]string{"lan.7"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.where(b.Clients[1], netnstest.Server4); got != "tun" {
+		t.Errorf("an interface with a dot in its name: arrives at %s, want tun", got)
+	}
+	b.run("ip link set lan.7 down; ip link set lan.7 name lan1; ip link set lan1 up")
+	if err := r.SetInterfaces(both[:1]); err != nil {
+		t.Fatal(err)
+	}
 	err := r.SetInterfaces([]string{"eth9"})
 	if !errors.Is(err, ErrNoInterface) || !strings.Contains(err.Error(), "lan0, lan1, wan0") {
 		t.Errorf("unknown interface: got %v, want ErrNoInterface and the list of existing ones", err)

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -48,20 +50,20 @@ func openState(dir, name, namespaceID string) (*state, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("redirect: state directory: %w (cure: create it for this user, or set StateDir)", err)
 	}
-	path := filepath.Join(dir, fmt.Sprintf("redirect-%s-%s.json", name, namespaceID))
+	name = filepath.Join(dir, fmt.Sprintf("redirect-%s-%s.json", name, namespaceID))
 	for {
-		file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("redirect: state file: %w", err)
 		}
 		if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			owner := readRecord(file)
 			_ = file.Close()
-			return nil, fmt.Errorf("%w: process %d holds %s (cure: stop it, or use another name)", ErrInUse, owner.PID, path)
+			return nil, fmt.Errorf("%w: process %d holds %s (cure: stop it, or use another name)", ErrInUse, owner.PID, name)
 		}
-		now, err := os.Stat(path)
+		now, err := os.Stat(name)
 		if mine, err2 := file.Stat(); err == nil && err2 == nil && os.SameFile(mine, now) {
-			s := &state{file: file, path: path}
+			s := &state{file: file, path: name}
 			if old := readRecord(file); old.Name != "" {
 				s.stale = &old
 			}
@@ -74,13 +76,25 @@ func openState(dir, name, namespaceID string) (*state, error) {
 // readRecord returns the zero record for an empty or damaged file: what the
 // fixed names tell is undone all the same.
 func readRecord(file *os.File) record {
-	var r record
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return r
-	}
-	if err := json.NewDecoder(io.LimitReader(file, maxStateSize)).Decode(&r); err != nil {
 		return record{}
 	}
+	return parseRecord(file)
+}
+
+// parseRecord refuses what would make undoing touch what is not ours.
+func parseRecord(in io.Reader) record {
+	var r record
+	if err := json.NewDecoder(io.LimitReader(in, maxStateSize)).Decode(&r); err != nil {
+		return record{}
+	}
+	cfg := Config{Name: r.Name, TUN: r.TUN, RouteTable: r.RouteTable, RulePriority: r.RulePriority, Marks: r.Marks}
+	if _, err := cfg.withDefaults(); err != nil || r.RouteTable == 0 || r.RulePriority == 0 || r.Name == "" {
+		return record{}
+	}
+	r.Settings = slices.DeleteFunc(r.Settings, func(s setting) bool {
+		return path.Clean(s.Key) != s.Key || !strings.HasPrefix(s.Key, "net/ipv4/conf/") && !strings.HasPrefix(s.Key, "net/ipv6/conf/")
+	})
 	return r
 }
 
@@ -118,9 +132,9 @@ func (s *state) conflict(mine record, namespaceID string) error {
 	if err != nil {
 		return fmt.Errorf("redirect: state directory: %w", err)
 	}
-	for _, path := range files {
-		other, live := liveRecord(path)
-		if path == s.path || !live || strings.TrimSpace(other.Name) == "" {
+	for _, name := range files {
+		other, live := liveRecord(name)
+		if name == s.path || !live || other.Name == "" {
 			continue
 		}
 		if other.RouteTable == mine.RouteTable || other.RulePriority == mine.RulePriority || other.TUN == mine.TUN {
@@ -131,8 +145,8 @@ func (s *state) conflict(mine record, namespaceID string) error {
 	return nil
 }
 
-func liveRecord(path string) (record, bool) {
-	file, err := os.Open(path)
+func liveRecord(name string) (record, bool) {
+	file, err := os.Open(name)
 	if err != nil {
 		return record{}, false
 	}

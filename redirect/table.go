@@ -39,6 +39,7 @@ type ruleset struct {
 	lan    []string
 	output OutputRules
 	bypass []Bypass // ordered as bypasses.list does
+	tun    string
 }
 
 // table is our nftables table in the kernel. Every operation uses a netlink
@@ -61,6 +62,7 @@ func newTable(name string) *table {
 	t.chains = map[string]*nftables.Chain{
 		chainForwarded: hook(chainForwarded, nftables.ChainTypeFilter, nftables.ChainHookPrerouting),
 		chainLocal:     hook(chainLocal, nftables.ChainTypeRoute, nftables.ChainHookOutput),
+		chainKeep:      t.keepChain(),
 	}
 	// The numbers name the sets inside of one transaction. Left to the nftables
 	// module they would come from a counter that all goroutines share unguarded.
@@ -206,6 +208,14 @@ func (t *table) fill(conn *nftables.Conn, rules ruleset) error {
 	if !rules.output.empty() {
 		conn.AddChain(t.chains[chainLocal])
 		t.addLocalRules(conn, rules.marks, rules.output)
+	}
+	others, err := t.othersTranslate()
+	if err != nil {
+		return err
+	}
+	if others {
+		conn.AddChain(t.chains[chainKeep])
+		t.addKeepRules(conn, rules.tun)
 	}
 	return nil
 }
