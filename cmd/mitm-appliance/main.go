@@ -78,7 +78,7 @@ to look at: over Wi-Fi and LAN (transparent), WireGuard, a TUN device, of this h
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(badUsage)
-	root.AddCommand(newRun(), newVersion())
+	root.AddCommand(newRun(), newWG(), newCA(), newClean(), newVersion())
 	markUsage(root)
 	return root
 }

@@ -18,7 +18,7 @@ import (
 func LoadConfig(r *option.Registry) error {
 	dir, _ := r.Value("confdir")
 	for _, name := range []string{"config.yaml", "config.yml"} {
-		path := filepath.Join(expand(dir.(string)), name)
+		path := filepath.Join(Expand(dir.(string)), name)
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

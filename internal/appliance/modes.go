@@ -166,9 +166,9 @@ func (a *Appliance) servesDNS(addrs ...netip.Addr) func(netip.AddrPort) proxycor
 func (a *Appliance) startWireGuard(s mode.Spec) (mode.Instance, error) {
 	path := s.Data
 	if path == "" {
-		path = a.parts.inConfdir("wireguard.conf")
+		path = WireGuardFile(a.options.confdir.Get())
 	}
-	file, created, err := wg.LoadOrCreate(expand(path))
+	file, created, err := wg.LoadOrCreate(Expand(path))
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (a *Appliance) startWireGuard(s mode.Spec) (mode.Instance, error) {
 	}
 	r := &running{}
 	server, err := wg.New(wg.Config{
-		File: file, WatchPath: expand(path), ListenPort: uint16(s.Port), //nolint:gosec // ParseAll checked it
+		File: file, WatchPath: Expand(path), ListenPort: uint16(s.Port), //nolint:gosec // ParseAll checked it
 		FirewallMark: a.steer(r), Logger: a.log,
 	})
 	if err != nil {
@@ -276,6 +276,21 @@ func localMarks() redirect.Marks {
 	return redirect.Marks{Mask: redirect.DefaultMask, Capture: redirect.DefaultMask, Own: redirect.DefaultOwnMark}
 }
 
+// localSteering is the part of the steering of local capture that a clean-up has to know. It always
+// fails open: eBPF lets go when the process dies.
+func localSteering() redirect.Config {
+	return redirect.Config{
+		FailOpen: true, Marks: localMarks(), Name: redirect.DefaultName + "_local",
+		RouteTable: redirect.DefaultRouteTable + 1, RulePriority: redirect.DefaultRulePriority + 1,
+	}
+}
+
+// Clean removes what a killed appliance has left in the calling thread's network namespace. It returns
+// redirect.ErrInUse, and touches nothing, while one is alive.
+func Clean() error {
+	return errors.Join(redirect.Clean(redirect.Config{}), redirect.Clean(localSteering()))
+}
+
 func (a *Appliance) startLocal(s mode.Spec) (mode.Instance, error) {
 	spec, err := capture.ParseSpec(s.Data)
 	if err != nil {
@@ -292,11 +307,9 @@ func (a *Appliance) startLocal(s mode.Spec) (mode.Instance, error) {
 	if err != nil {
 		return r.abandon(err)
 	}
-	steering, err := redirect.New(redirect.Config{
-		Logger: a.log, TUN: device.Name(), FailOpen: true, Marks: localMarks(),
-		Name: redirect.DefaultName + "_local", RouteTable: redirect.DefaultRouteTable + 1,
-		RulePriority: redirect.DefaultRulePriority + 1,
-	})
+	cfg := localSteering()
+	cfg.Logger, cfg.TUN = a.log, device.Name()
+	steering, err := redirect.New(cfg)
 	if err != nil {
 		return r.abandon(err)
 	}

@@ -138,12 +138,11 @@ func (p *parts) addStack(r *running, mode string, s *netstack.Stack) {
 	})
 }
 
-func (p *parts) inConfdir(name string) string {
-	return filepath.Join(expand(p.a.options.confdir.Get()), name)
-}
+// WireGuardFile is the configuration of the WireGuard server in a confdir.
+func WireGuardFile(confdir string) string { return filepath.Join(Expand(confdir), "wireguard.conf") }
 
-// expand replaces a leading ~ by the home directory.
-func expand(path string) string {
+// Expand replaces a leading ~ by the home directory.
+func Expand(path string) string {
 	if path != "~" && !strings.HasPrefix(path, "~/") {
 		return path
 	}
