@@ -36,7 +36,7 @@ func (h *Handler) handshakeClient(ctx context.Context, s *proxycore.Session, cur
 	}
 	below := &transport{Conn: s.Conn, pool: h.batches}
 	conn := newConn(tls.Server(below, data.Config), below, nil)
-	if err := handshake(conn, h.cfg.ClientTimeout); err != nil {
+	if err := conn.handshake(h.cfg.ClientTimeout); err != nil {
 		return nil, h.failClient(ctx, s, clientFailure(err, host, hello.MaxVersion(), cur.client))
 	}
 	conn.explain = func(err error) error { return lateRefusal(s, err, host) }
@@ -47,17 +47,6 @@ func (h *Handler) handshakeClient(ctx context.Context, s *proxycore.Session, cur
 
 // errNoConfig is TLS-11.
 var errNoConfig = errors.New("an addon took the TLS configuration away, failing connection")
-
-// handshake bounds a handshake in time without a goroutine, which HandshakeContext would start.
-func handshake(c *Conn, limit time.Duration) error {
-	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
-		return err
-	}
-	if err := c.Handshake(); err != nil {
-		return err
-	}
-	return c.SetDeadline(time.Time{})
-}
 
 // leaf returns the certificate to show (CERT-11).
 func (h *Handler) leaf(s *proxycore.Session, cur *configs, hello *sniff.ClientHello) (*tls.Certificate, error) {

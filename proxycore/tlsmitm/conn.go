@@ -3,7 +3,9 @@ package tlsmitm
 import (
 	"crypto/tls"
 	"io"
+	"net"
 	"sync"
+	"time"
 
 	"mitm-appliance/proxycore"
 )
@@ -22,6 +24,23 @@ type Conn struct {
 
 func newConn(t *tls.Conn, below *transport, explain func(error) error) *Conn {
 	return &Conn{Conn: t, below: below, explain: explain}
+}
+
+// handshake runs the handshake, bounded in time without the goroutine that HandshakeContext would start.
+func (c *Conn) handshake(limit time.Duration) error {
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	c.below.handshaking = true
+	err := c.Conn.Handshake()
+	c.below.handshaking = false
+	if err == nil {
+		return c.SetDeadline(time.Time{})
+	}
+	if code, ok := c.below.clearAlert(); ok && !isClosed(err) && !isTimeout(err) {
+		return &net.OpError{Op: "remote error", Err: code} // as crypto/tls reports the alerts that it sees
+	}
+	return err
 }
 
 // Read reads clear bytes; at most one record at a time. A TLS alert of the peer ends in an error that
@@ -72,9 +91,41 @@ type transport struct {
 	proxycore.Conn
 	pool *sync.Pool // of *[]byte with batchRoom
 
+	handshaking bool
+	last        [alertRecord]byte // received during the handshake
+
 	mu    sync.Mutex
 	batch *[]byte // nil outside of begin and flush
 	err   error   // what flushing failed with: the stream has a gap from there on
+}
+
+// Read passes on what the peer sends, and keeps the end of it while the handshake lasts.
+func (t *transport) Read(b []byte) (int, error) {
+	n, err := t.Conn.Read(b)
+	if t.handshaking {
+		t.keep(b[:n])
+	}
+	return n, err
+}
+
+// alertRecord is the size of a TLS alert in the clear: a record header, its level and its description.
+const alertRecord = 7
+
+func (t *transport) keep(b []byte) {
+	if len(b) > alertRecord {
+		b = b[len(b)-alertRecord:]
+	}
+	copy(t.last[:], t.last[len(b):])
+	copy(t.last[alertRecord-len(b):], b)
+}
+
+// clearAlert finds the alert in the clear that the handshake ended with. OpenSSL's clients send one when
+// they refuse a certificate in TLS 1.3, where crypto/tls expects it encrypted and reports a bad MAC.
+func (t *transport) clearAlert() (tls.AlertError, bool) {
+	const fatal = 2
+	l := t.last
+	ok := l[0] == 21 && l[1] == 3 && l[3] == 0 && l[4] == 2 && l[5] == fatal
+	return tls.AlertError(l[6]), ok
 }
 
 func (t *transport) begin() {

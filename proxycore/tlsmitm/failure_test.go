@@ -240,7 +240,7 @@ func TestClientRefusals(t *testing.T) {
 	}
 }
 
-// alertAfterHello answers the server's flight with an alert, as clients of other makers do.
+// TestClientAlerts answers the server's flight with an alert in the clear, as OpenSSL does, also in TLS 1.3.
 func TestClientAlerts(t *testing.T) {
 	for alert, want := range map[byte]string{
 		48: "client does not trust our certificate for example.test (unknown certificate authority)",
@@ -248,20 +248,21 @@ func TestClientAlerts(t *testing.T) {
 		46: "client does not trust our certificate for example.test (unknown certificate)",
 		40: "client may not trust our certificate for example.test (handshake failure)",
 	} {
-		l := newLab(t, labConfig{})
-		c := l.inbound(l.echo(l.serverConfig("example.test")))
-		cfg := l.clientConfig("example.test")
-		cfg.MaxVersion = tls.VersionTLS12 // alerts are in the clear until the client's Finished
-		hello := clientHello(t, cfg)
-		_, err := c.Write(hello)
-		check(t, err)
-		_, err = c.Read(make([]byte, 16<<10))
-		check(t, err)
-		_, err = c.Write([]byte{21, 3, 3, 0, 2, 2, alert})
-		check(t, err)
-		l.settle()
-		if errs := l.hooks.failures(); len(errs) != 1 || !strings.Contains(errs[0].Error(), want) {
-			t.Errorf("alert %d: %v, want %q", alert, errs, want)
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			l := newLab(t, labConfig{})
+			c := l.inbound(l.echo(l.serverConfig("example.test")))
+			cfg := l.clientConfig("example.test")
+			cfg.MaxVersion = version
+			_, err := c.Write(clientHello(t, cfg))
+			check(t, err)
+			_, err = c.Read(make([]byte, 16<<10))
+			check(t, err)
+			_, err = c.Write([]byte{21, 3, 3, 0, 2, 2, alert})
+			check(t, err)
+			l.settle()
+			if errs := l.hooks.failures(); len(errs) != 1 || !strings.Contains(errs[0].Error(), want) {
+				t.Errorf("%x, alert %d: %v, want %q", version, alert, errs, want)
+			}
 		}
 	}
 }

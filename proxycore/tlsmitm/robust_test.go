@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,7 +60,7 @@ func resetClient(t *testing.T, version uint16) {
 	l := newLab(t, labConfig{})
 	target := l.echo(l.serverConfig("example.test"))
 	done := false
-	for cut := 1; !done; cut++ {
+	for cut := 1; !done; cut += cutStep {
 		mine := l.clientConfig("example.test")
 		mine.MaxVersion, mine.CurvePreferences = version, []tls.CurveID{tls.X25519} // a short hello
 		raw := l.inbound(target)
@@ -78,17 +79,17 @@ func resetServer(t *testing.T, version uint16) {
 	l := newLab(t, labConfig{})
 	cfg := l.serverConfig("example.test")
 	cfg.MaxVersion, cfg.SessionTicketsDisabled, cfg.CurvePreferences = version, true, []tls.CurveID{tls.X25519}
-	var cut int
+	var cut atomic.Int64
 	var wg sync.WaitGroup
 	target := l.server(func(c net.Conn) {
 		defer wg.Done()
-		t := tls.Server(&cutConn{Conn: c, left: cut}, cfg)
+		t := tls.Server(&cutConn{Conn: c, left: int(cut.Load())}, cfg)
 		if t.Handshake() == nil {
 			_, _ = io.Copy(t, t)
 		}
 	})
 	for done := false; !done; {
-		cut++
+		cut.Add(cutStep)
 		wg.Add(1)
 		c, err := l.connect(target, l.clientConfig("example.test"))
 		check(t, err) // the client is served whatever its server does
@@ -99,7 +100,7 @@ func resetServer(t *testing.T, version uint16) {
 		done = err == nil && string(answer) == "GET"
 		c.Close()
 		wg.Wait()
-		if cut > 4000 {
+		if cut.Load() > 4000 {
 			t.Fatal("the handshake never succeeds")
 		}
 	}
@@ -117,12 +118,12 @@ func balance(t *testing.T, l *lab, side string) {
 	if side == "client" { // fails before it starts when the hello is cut
 		ended -= started
 		started = 0
-		if ended < 50 {
+		if ended < 50/cutStep {
 			t.Errorf("only %d handshakes were cut inside the hello", ended)
 		}
 		return
 	}
-	if started != ended || count["tls_failed_server"] < 50 {
+	if started != ended || count["tls_failed_server"] < 50/cutStep {
 		t.Errorf("%d handshakes began, %d ended: %v", started, ended, count)
 	}
 }

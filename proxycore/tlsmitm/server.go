@@ -33,7 +33,7 @@ func (h *Handler) Secure(ctx context.Context, s *proxycore.Session, c *proxycore
 	}
 	below := &transport{Conn: c.Conn, pool: h.batches}
 	conn := newConn(tls.Client(below, data.Config), below, serverAlertText(cur.server))
-	if err := handshake(conn, h.cfg.ServerTimeout); err != nil {
+	if err := conn.handshake(h.cfg.ServerTimeout); err != nil {
 		return h.failServer(ctx, s, c, serverFailure(err, data.Config.ServerName, cur.server))
 	}
 	facts := *c.Info().TLS

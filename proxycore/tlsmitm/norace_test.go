@@ -1,0 +1,5 @@
+//go:build !race
+
+package tlsmitm_test
+
+const cutStep = 1
