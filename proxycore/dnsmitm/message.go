@@ -1,7 +1,7 @@
 package dnsmitm
 
 import (
-	"encoding/hex"
+	"encoding/binary"
 	"fmt"
 	"reflect"
 	"strings"
@@ -56,49 +56,87 @@ func bare(name string) string { return strings.TrimSuffix(name, ".") }
 // record takes a resource record apart; names inside its data are no longer compressed (DNS-11).
 func record(rr dns.RR) (flow.DNSRecord, error) {
 	h := rr.Header()
-	var raw dns.RFC3597
-	if err := raw.ToRFC3597(rr); err != nil {
-		return flow.DNSRecord{}, fmt.Errorf("dnsmitm: unreadable record of type %d: %w", h.Rrtype, err)
-	}
-	data, err := hex.DecodeString(raw.Rdata)
+	wire := make([]byte, dns.Len(rr)+1)
+	end, err := dns.PackRR(rr, wire, 0, nil, false)
 	if err != nil {
 		return flow.DNSRecord{}, fmt.Errorf("dnsmitm: unreadable record of type %d: %w", h.Rrtype, err)
 	}
-	return flow.DNSRecord{Name: bare(h.Name), Type: h.Rrtype, Class: h.Class, TTL: h.Ttl, Data: data}, nil
+	begin, err := dns.PackDomainName(h.Name, wire, 0, nil, false) // the same bytes again, for their length
+	if err != nil {
+		return flow.DNSRecord{}, fmt.Errorf("dnsmitm: unreadable name %q: %w", h.Name, err)
+	}
+	const fixed = 10 // type, class, TTL, length
+	return flow.DNSRecord{Name: bare(h.Name), Type: h.Rrtype, Class: h.Class, TTL: h.Ttl, Data: wire[begin+fixed : end]}, nil
 }
 
-// pack writes a flow's message as it goes over the wire. Names in records are compressed only where
-// RFC 3597 allows it.
+// pack writes a flow's message as it goes over the wire, without compression (DNS-11).
 func pack(m *flow.DNSMessage) ([]byte, error) {
-	out := dns.Msg{MsgHdr: dns.MsgHdr{
-		Id: m.ID, Response: !m.Query, Opcode: int(m.Opcode), Authoritative: m.Authoritative,
-		Truncated: m.Truncated, RecursionDesired: m.RecursionDesired, RecursionAvailable: m.RecursionAvailable,
-		Zero: m.Reserved&4 != 0, AuthenticatedData: m.Reserved&2 != 0, CheckingDisabled: m.Reserved&1 != 0,
-		Rcode: int(m.Rcode),
-	}, Compress: true}
+	w := &writer{}
+	w.uint16(m.ID)
+	w.uint16(flags(m))
+	for _, n := range []int{len(m.Questions), len(m.Answers), len(m.Authorities), len(m.Additionals)} {
+		w.length(n)
+	}
 	for _, q := range m.Questions {
-		out.Question = append(out.Question, dns.Question{Name: dns.Fqdn(q.Name), Qtype: q.Type, Qclass: q.Class})
+		w.name(q.Name)
+		w.uint16(q.Type)
+		w.uint16(q.Class)
 	}
-	out.Answer, out.Ns, out.Extra = rawRecords(m.Answers), rawRecords(m.Authorities), rawRecords(m.Additionals)
-	wire, err := out.Pack()
-	if err != nil {
-		return nil, fmt.Errorf("dnsmitm: the changed DNS message cannot be written: %w", err)
+	for _, section := range [][]flow.DNSRecord{m.Answers, m.Authorities, m.Additionals} {
+		for _, r := range section {
+			w.name(r.Name)
+			w.uint16(r.Type)
+			w.uint16(r.Class)
+			w.wire = binary.BigEndian.AppendUint32(w.wire, r.TTL)
+			w.length(len(r.Data))
+			w.wire = append(w.wire, r.Data...)
+		}
 	}
-	return wire, nil
+	switch {
+	case w.err != nil:
+		return nil, fmt.Errorf("dnsmitm: the changed DNS message cannot be written: %w", w.err)
+	case len(w.wire) > maxMessage-1:
+		return nil, fmt.Errorf("dnsmitm: the changed DNS message has %d bytes, the limit is %d", len(w.wire), maxMessage-1)
+	}
+	return w.wire, nil
 }
 
-func rawRecords(records []flow.DNSRecord) []dns.RR {
-	var out []dns.RR
-	for _, r := range records {
-		out = append(out, &dns.RFC3597{
-			Hdr: dns.RR_Header{
-				Name: dns.Fqdn(r.Name), Rrtype: r.Type, Class: r.Class, Ttl: r.TTL,
-				Rdlength: uint16(len(r.Data)), //nolint:gosec // a parsed record fits; a changed one fails in Pack
-			},
-			Rdata: hex.EncodeToString(r.Data),
-		})
+// flags is the second word of the header (RFC 1035, section 4.1.1).
+func flags(m *flow.DNSMessage) uint16 {
+	f := uint16(m.Opcode&0xf)<<11 | uint16(m.Reserved&7)<<4 | uint16(m.Rcode&0xf)
+	for _, b := range []struct {
+		set bool
+		at  uint
+	}{{!m.Query, 15}, {m.Authoritative, 10}, {m.Truncated, 9}, {m.RecursionDesired, 8}, {m.RecursionAvailable, 7}} {
+		if b.set {
+			f |= 1 << b.at
+		}
 	}
-	return out
+	return f
+}
+
+// writer appends wire format and remembers the first thing that does not fit.
+type writer struct {
+	wire []byte
+	err  error
+}
+
+func (w *writer) uint16(n uint16) { w.wire = binary.BigEndian.AppendUint16(w.wire, n) }
+
+func (w *writer) length(n int) {
+	if n > 0xffff {
+		w.err = fmt.Errorf("%d entries or bytes where 65535 is the limit", n)
+	}
+	w.uint16(uint16(n)) //nolint:gosec // checked above
+}
+
+func (w *writer) name(name string) {
+	var buf [256]byte // the longest name has 255 bytes
+	n, err := dns.PackDomainName(dns.Fqdn(name), buf[:], 0, nil, false)
+	if err != nil && w.err == nil {
+		w.err = fmt.Errorf("name %q: %w", name, err)
+	}
+	w.wire = append(w.wire, buf[:n]...)
 }
 
 // reply is an answer of ours to a query, without records.
