@@ -389,8 +389,9 @@ func FuzzReader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, limit int64) {
 		r := NewReader(bytes.NewReader(b))
 		r.MaxFlow = max(0, limit)
+		var failed *FileError
 		for range len(b) + 1 {
-			if _, err := r.Next(); errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) || errors.Is(err, ErrDamaged) || errors.Is(err, ErrHAR) {
+			if _, err := r.Next(); errors.Is(err, io.EOF) || errors.As(err, &failed) && failed.Final() {
 				return
 			}
 		}

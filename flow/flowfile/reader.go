@@ -10,8 +10,8 @@ import (
 	"mitm-appliance/flow"
 )
 
-// Errors that a FileError wraps. ErrTruncated and ErrDamaged are final: the place where the next flow
-// begins is unknown. After any other one, Next goes on with the next flow.
+// Errors that a FileError wraps. ErrTruncated, ErrDamaged and ErrHAR are final: there is no place where
+// a next flow begins. After any other one, Next goes on with the next flow.
 var (
 	ErrTruncated = errors.New("flow file ends in the middle of a flow")
 	ErrDamaged   = errors.New("flow file is damaged")
@@ -38,6 +38,11 @@ func (e *FileError) Error() string {
 
 // Unwrap returns Err.
 func (e *FileError) Unwrap() error { return e.Err }
+
+// Final reports whether Next cannot go on after this error.
+func (e *FileError) Final() bool {
+	return errors.Is(e.Err, ErrTruncated) || errors.Is(e.Err, ErrDamaged) || errors.Is(e.Err, ErrHAR)
+}
 
 // DefaultMaxFlow is the limit of a Reader whose MaxFlow is 0.
 const DefaultMaxFlow = 1 << 30
@@ -93,11 +98,12 @@ func (r *Reader) fail(err error) error { return &FileError{r.offset, r.flows, er
 
 // end makes err the answer to every further call.
 func (r *Reader) end(err error) error {
+	failed := &FileError{r.offset, r.flows, err}
 	switch {
 	case errors.Is(err, io.EOF):
 		r.final = io.EOF
-	case errors.Is(err, ErrTruncated), errors.Is(err, ErrDamaged), errors.Is(err, ErrHAR):
-		r.final = r.fail(err)
+	case failed.Final():
+		r.final = failed
 	default:
 		r.final = fmt.Errorf("reading flows at byte %d: %w", r.offset, err)
 	}
