@@ -93,3 +93,27 @@ func TestLargeWritesAreBatched(t *testing.T) {
 		t.Errorf("%d bytes took %d writes", size, n)
 	}
 }
+
+func TestEndIsAnnounced(t *testing.T) {
+	// OpenSSL's clients take a stream without close_notify for truncated. In TLS 1.2 an alert's record
+	// shows what it is.
+	l := newLab(t, labConfig{http1: proxycore.HandlerFunc(func(_ context.Context, s *proxycore.Session) error {
+		_, err := io.WriteString(s.Conn, "HTTP/1.0 200 OK\r\n\r\n")
+		return err
+	})})
+	raw := &tap{Conn: l.inbound(l.echo(l.serverConfig("example.test")))}
+	cfg := l.clientConfig("example.test")
+	cfg.MaxVersion = tls.VersionTLS12
+	c := tls.Client(raw, cfg)
+	_, err := io.WriteString(c, "GET / HTTP/1.1\r\n\r\n")
+	check(t, err)
+	_, err = io.ReadAll(c)
+	check(t, err)
+	last := byte(0)
+	for b := raw.read.Bytes(); len(b) >= 5; b = b[5+int(b[3])<<8+int(b[4]):] {
+		last = b[0]
+	}
+	if last != 21 {
+		t.Errorf("the last record has type %d", last)
+	}
+}

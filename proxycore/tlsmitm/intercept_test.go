@@ -383,6 +383,30 @@ func TestRequestedClientCertificate(t *testing.T) {
 	}
 }
 
+func TestRequestedCertificateEndsOldSessions(t *testing.T) {
+	l := newLab(t, labConfig{})
+	target := l.echo(l.serverConfig("example.test"))
+	mine := l.clientConfig("example.test")
+	mine.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	mine.Certificates = []tls.Certificate{l.inet.issue(t, nil, "client.test")}
+	for i, option := range []string{"false", "false", "true"} {
+		check(t, l.reg.SetText("request_client_cert="+option))
+		c, err := l.connect(target, mine)
+		check(t, err)
+		_, err = io.WriteString(c, "GET / HTTP/1.1\r\n\r\n")
+		check(t, err)
+		line(t, c)
+		facts := l.session(i).client.TLS
+		if want := i == 1; facts.Resumed != want {
+			t.Errorf("connection %d: resumed %v", i, facts.Resumed)
+		}
+		if want := i == 2; (len(facts.Certificates) == 1) != want {
+			t.Errorf("connection %d: %d certificates", i, len(facts.Certificates))
+		}
+		c.Close()
+	}
+}
+
 func TestUpstreamChainForClients(t *testing.T) {
 	l := newLab(t, labConfig{options: []string{"add_upstream_certs_to_client_chain=true"}})
 	c, err := l.connect(l.echo(l.serverConfig("example.test")), l.clientConfig("example.test"))

@@ -151,6 +151,9 @@ func TestTLSInTLS(t *testing.T) {
 	var l *lab
 	l = newLab(t, labConfig{http1: proxycore.HandlerFunc(func(ctx context.Context, s *proxycore.Session) error {
 		if s.Target.IsZero() {
+			if s.SNI != "" || !s.Secure {
+				t.Errorf("inside the outer TLS: SNI %q, secure %v", s.SNI, s.Secure)
+			}
 			return connectProxy(ctx, s)
 		}
 		return l.inside(ctx, s)

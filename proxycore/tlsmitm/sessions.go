@@ -33,7 +33,7 @@ type tickets struct{ keys tls.Config }
 const ticketTag = "tlsmitm:"
 
 func (t *tickets) apply(cfg *tls.Config, host string) {
-	tag := ticketTag + host
+	tag := ticketTag + cfg.ClientAuth.String() + ":" + host // a client that was never asked for a certificate is to be asked
 	cfg.WrapSession = func(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
 		if !hasTag(ss, tag) { // a resumed TLS 1.2 session brings it along
 			ss.Extra = append(ss.Extra, []byte(tag))
