@@ -187,7 +187,13 @@ func (a *appliance) HandleTCP(r *netstack.TCPRequest) {
 }
 
 func (a *appliance) HandleUDP(c *netstack.UDPConn) {
-	a.tasks.Go(func() { a.greet(c, c.Source(), c.Destination()) })
+	a.tasks.Go(func() {
+		if c.Destination().Port() == 443 {
+			serveQUIC(c)
+			return
+		}
+		a.greet(c, c.Source(), c.Destination())
+	})
 }
 
 // phone is a client made of wireguard-go alone.

@@ -263,7 +263,7 @@ func TestPhoneRecoversFromARestart(t *testing.T) {
 }
 
 func TestListenPortCanChangeAndConflict(t *testing.T) {
-	h, f := newHub(), someFile(t, "phone")
+	h, f := newHub(), someFile(t, "phone", "tablet")
 	a := serve(t, Config{File: f, Bind: h.bind()})
 	_, err := New(Config{File: someFile(t), Bind: h.bind()})
 	if err == nil || !strings.Contains(err.Error(), "UDP port 100") {
@@ -281,7 +281,7 @@ func TestListenPortCanChangeAndConflict(t *testing.T) {
 		t.Errorf("moving to a port in use: error %v, port %d", err, a.Port())
 	}
 	f.ListenPort = 200
-	phoneOf(t, h, f, "phone").mustAsk("udp", web4, "phone")
+	phoneOf(t, h, f, "tablet").mustAsk("udp", web4, "tablet")
 }
 
 func TestConfigPortOverridesTheFile(t *testing.T) {
