@@ -105,3 +105,22 @@ func TestCloseDeliversWhatIsPending(t *testing.T) {
 		t.Fatalf("got %v, want the context's error", err)
 	}
 }
+
+func TestSettleWaitsForWatchersThatAreFarBehind(t *testing.T) {
+	s := New(Config{})
+	s.Settle(t.Context()) // nobody watches
+	w := s.Watch()
+	defer w.Close()
+	for range maxPending/2 + 1 {
+		s.Record(newFlow(false, 0), nil)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if s.Settle(ctx); ctx.Err() == nil {
+		t.Error("Settle returned while the watcher was behind")
+	}
+	if _, _, err := w.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.Settle(t.Context())
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"mitm-appliance/flow"
 )
@@ -105,6 +106,32 @@ func (w *Watcher) Next(ctx context.Context) (flows []*flow.Flow, missed int, err
 			return nil, 0, context.Cause(ctx)
 		}
 	}
+}
+
+// Settle waits until no watcher is far behind, or ctx ends: for sources that can wait, as files can
+// and traffic cannot, so that their flows are not left out.
+func (s *Store) Settle(ctx context.Context) {
+	const poll = 5 * time.Millisecond
+	for s.behind() && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(poll):
+		}
+	}
+}
+
+func (s *Store) behind() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for w := range s.watchers {
+		w.mu.Lock()
+		waiting := len(w.order)
+		w.mu.Unlock()
+		if waiting > maxPending/2 {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *Watcher) take() (flows []*flow.Flow, missed int, closed bool) {
