@@ -123,6 +123,7 @@ func (c *child) exit() {
 // newCrashBox is a box without a TUN; its children bring it. The Internet
 // answers over TCP.
 func newCrashBox(t *testing.T) *box {
+	t.Parallel()
 	b := &box{Gateway: netnstest.New(t).Gateway(1), t: t}
 	l, err := b.Internet.Listen("tcp", fmt.Sprintf("[::]:%d", testPort))
 	if err != nil {

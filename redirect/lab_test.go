@@ -36,7 +36,9 @@ type box struct {
 // arrival is a datagram that came somewhere.
 type arrival struct{ where, payload string }
 
+// Boxes share nothing, so that their tests run side by side.
 func newBox(t *testing.T) *box {
+	t.Parallel()
 	b := &box{Gateway: netnstest.New(t).Gateway(2), t: t, arrivals: make(chan arrival, 1000)}
 	b.readTUN(openTUN(t, b.Gateway.Gateway, testTUN))
 	b.listen("internet", b.Internet)

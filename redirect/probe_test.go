@@ -91,7 +91,6 @@ E`, netnstest.Server4, ""},
 		{"a drop for others", `nft add table inet fw; nft 'add chain inet fw guard { type filter hook forward priority 0; }'; nft add rule inet fw guard iifname "docker0" drop; nft add rule inet fw guard ip saddr 10.0.0.0/8 drop; nft add rule inet fw guard ct state invalid drop`, netnstest.Server4, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
 			b := newBox(t)
 			b.run(c.setup)
 			b.apply(nil)

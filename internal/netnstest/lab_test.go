@@ -92,6 +92,19 @@ func TestDatagramsStayInTheirHost(t *testing.T) {
 	}
 }
 
+// TestAddressesReceiveAtOnce looks for the local routes that the kernel adds
+// with a delay.
+func TestAddressesReceiveAtOnce(t *testing.T) {
+	lab := New(t)
+	a, b := lab.Host("a"), lab.Host("b")
+	lab.Link(a, "eth0", b, "eth0")
+	a.Addr("eth0", "2001:db8::1/64")
+	out, err := a.Command(testContext(t), "ip", "-6", "route", "show", "table", "local").Output()
+	if err != nil || !bytes.Contains(out, []byte("2001:db8::1 dev eth0")) || !bytes.Contains(out, []byte("fe80::")) {
+		t.Errorf("%v; want both addresses in:\n%s", err, out)
+	}
+}
+
 func TestCommandSeesOnlyItsHostsNetworkButAllCgroups(t *testing.T) {
 	lab := New(t)
 	h := lab.Host("h")

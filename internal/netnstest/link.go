@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// carrierTimeout bounds the wait for a new link to become usable.
-const carrierTimeout = 5 * time.Second
+// readyTimeout bounds the wait for a new link or address to become usable.
+const readyTimeout = 10 * time.Second
 
 // Link connects two hosts by a veth pair; both ends are up and have a carrier
-// on return. Offloads keep the kernel's defaults.
+// and IPv6 link-local addresses that receive on return. Offloads keep the kernel's defaults.
 func (l *Lab) Link(a *Host, ifA string, b *Host, ifB string) {
 	if l.failed() {
 		return
@@ -73,7 +73,23 @@ func (h *Host) addAddr(link netlink.Link, cidr string) error {
 	if err := h.nl.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("netnstest: add %s to %s/%s: %w", cidr, h.name, link.Attrs().Name, err)
 	}
+	if addr.IP.To4() == nil && link.Attrs().Flags&net.FlagRunning != 0 {
+		return h.waitReceives(addr.IP)
+	}
 	return nil
+}
+
+// waitReceives waits for the local route of an IPv6 address: the kernel adds
+// it a moment after the address, and only then packets to it are taken.
+func (h *Host) waitReceives(ip net.IP) error {
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: &net.IPNet{IP: ip, Mask: net.CIDRMask(128, 128)}}
+	return wait(fmt.Sprintf("%v in %s does not receive", ip, h.name), func() (bool, error) {
+		routes, err := h.nl.RouteListFiltered(unix.AF_INET6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			return false, nil
+		}
+		return len(routes) > 0, err
+	})
 }
 
 // Up sets an interface up.
@@ -182,19 +198,47 @@ func (h *Host) up(ifname string) error {
 	return nil
 }
 
-// waitUp waits until the kernel's link watch has seen the carrier: before
-// that, IPv6 addresses do not answer.
+// waitUp waits until the kernel's link watch has seen the carrier and until the
+// link-local address receives: before that, IPv6 does not answer.
 func (h *Host) waitUp(ifname string) error {
-	for deadline := time.Now().Add(carrierTimeout); ; time.Sleep(2 * time.Millisecond) {
+	err := wait(fmt.Sprintf("%s in %s has no carrier", ifname, h.name), func() (bool, error) {
 		link, err := h.link(ifname)
-		if err != nil {
+		return err == nil && link.Attrs().OperState == netlink.OperUp, err
+	})
+	if err != nil {
+		return err
+	}
+	link, err := h.link(ifname)
+	if err != nil {
+		return err
+	}
+	var linkLocal net.IP
+	err = wait(fmt.Sprintf("%s in %s has no link-local address", ifname, h.name), func() (bool, error) {
+		addrs, err := h.nl.AddrList(link, unix.AF_INET6)
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			return false, nil
+		}
+		for _, addr := range addrs {
+			if addr.IP.IsLinkLocalUnicast() {
+				linkLocal = addr.IP
+			}
+		}
+		return linkLocal != nil, err
+	})
+	if err != nil {
+		return err
+	}
+	return h.waitReceives(linkLocal)
+}
+
+// wait asks again and again whether something has come true.
+func wait(complaint string, ready func() (bool, error)) error {
+	for deadline := time.Now().Add(readyTimeout); ; time.Sleep(2 * time.Millisecond) {
+		if ok, err := ready(); err != nil || ok {
 			return err
 		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("netnstest: %s in %s has no carrier after %v", ifname, h.name, carrierTimeout)
+			return fmt.Errorf("netnstest: %s after %v", complaint, readyTimeout)
 		}
 	}
 }
