@@ -41,106 +41,58 @@ func cipherNames(ids []uint16) []string {
 	return names
 }
 
-// opensslName covers what clients still offer; the numbers are IANA's.
+// opensslName covers what clients still offer; the numbers are IANA's. "" is unknown.
 func opensslName(id uint16) string {
-	switch id {
-	case 0x1301:
-		return "TLS_AES_128_GCM_SHA256"
-	case 0x1302:
-		return "TLS_AES_256_GCM_SHA384"
-	case 0x1303:
-		return "TLS_CHACHA20_POLY1305_SHA256"
-	case 0x1304:
-		return "TLS_AES_128_CCM_SHA256"
-	case 0x1305:
-		return "TLS_AES_128_CCM_8_SHA256"
-	case 0x00ff:
-		return "TLS_EMPTY_RENEGOTIATION_INFO_SCSV"
-	case 0x5600:
-		return "TLS_FALLBACK_SCSV"
-	case 0xc02b:
-		return "ECDHE-ECDSA-AES128-GCM-SHA256"
-	case 0xc02c:
-		return "ECDHE-ECDSA-AES256-GCM-SHA384"
-	case 0xc02f:
-		return "ECDHE-RSA-AES128-GCM-SHA256"
-	case 0xc030:
-		return "ECDHE-RSA-AES256-GCM-SHA384"
-	case 0xcca8:
-		return "ECDHE-RSA-CHACHA20-POLY1305"
-	case 0xcca9:
-		return "ECDHE-ECDSA-CHACHA20-POLY1305"
-	case 0xccaa:
-		return "DHE-RSA-CHACHA20-POLY1305"
-	}
-	return opensslCBCName(id)
-}
-
-func opensslCBCName(id uint16) string {
-	switch id {
-	case 0xc009:
-		return "ECDHE-ECDSA-AES128-SHA"
-	case 0xc00a:
-		return "ECDHE-ECDSA-AES256-SHA"
-	case 0xc013:
-		return "ECDHE-RSA-AES128-SHA"
-	case 0xc014:
-		return "ECDHE-RSA-AES256-SHA"
-	case 0xc023:
-		return "ECDHE-ECDSA-AES128-SHA256"
-	case 0xc024:
-		return "ECDHE-ECDSA-AES256-SHA384"
-	case 0xc027:
-		return "ECDHE-RSA-AES128-SHA256"
-	case 0xc028:
-		return "ECDHE-RSA-AES256-SHA384"
-	case 0xc008:
-		return "ECDHE-ECDSA-DES-CBC3-SHA"
-	case 0xc012:
-		return "ECDHE-RSA-DES-CBC3-SHA"
-	case 0xc007:
-		return "ECDHE-ECDSA-RC4-SHA"
-	case 0xc011:
-		return "ECDHE-RSA-RC4-SHA"
-	}
-	return opensslOldName(id)
-}
-
-// opensslOldName has the suites with RSA or finite-field key exchange.
-func opensslOldName(id uint16) string {
-	switch id {
-	case 0x009c:
-		return "AES128-GCM-SHA256"
-	case 0x009d:
-		return "AES256-GCM-SHA384"
-	case 0x003c:
-		return "AES128-SHA256"
-	case 0x003d:
-		return "AES256-SHA256"
-	case 0x002f:
-		return "AES128-SHA"
-	case 0x0035:
-		return "AES256-SHA"
-	case 0x000a:
-		return "DES-CBC3-SHA"
-	case 0x0004:
-		return "RC4-MD5"
-	case 0x0005:
-		return "RC4-SHA"
-	case 0x009e:
-		return "DHE-RSA-AES128-GCM-SHA256"
-	case 0x009f:
-		return "DHE-RSA-AES256-GCM-SHA384"
-	case 0x0067:
-		return "DHE-RSA-AES128-SHA256"
-	case 0x006b:
-		return "DHE-RSA-AES256-SHA256"
-	case 0x0033:
-		return "DHE-RSA-AES128-SHA"
-	case 0x0039:
-		return "DHE-RSA-AES256-SHA"
-	case 0x0016:
-		return "DHE-RSA-DES-CBC3-SHA"
+	for _, s := range [...]struct {
+		id   uint16
+		name string
+	}{
+		{0x1301, "TLS_AES_128_GCM_SHA256"},
+		{0x1302, "TLS_AES_256_GCM_SHA384"},
+		{0x1303, "TLS_CHACHA20_POLY1305_SHA256"},
+		{0x1304, "TLS_AES_128_CCM_SHA256"},
+		{0x1305, "TLS_AES_128_CCM_8_SHA256"},
+		{0x00ff, "TLS_EMPTY_RENEGOTIATION_INFO_SCSV"},
+		{0x5600, "TLS_FALLBACK_SCSV"},
+		{0xc02b, "ECDHE-ECDSA-AES128-GCM-SHA256"},
+		{0xc02c, "ECDHE-ECDSA-AES256-GCM-SHA384"},
+		{0xc02f, "ECDHE-RSA-AES128-GCM-SHA256"},
+		{0xc030, "ECDHE-RSA-AES256-GCM-SHA384"},
+		{0xcca8, "ECDHE-RSA-CHACHA20-POLY1305"},
+		{0xcca9, "ECDHE-ECDSA-CHACHA20-POLY1305"},
+		{0xccaa, "DHE-RSA-CHACHA20-POLY1305"},
+		{0xc009, "ECDHE-ECDSA-AES128-SHA"},
+		{0xc00a, "ECDHE-ECDSA-AES256-SHA"},
+		{0xc013, "ECDHE-RSA-AES128-SHA"},
+		{0xc014, "ECDHE-RSA-AES256-SHA"},
+		{0xc023, "ECDHE-ECDSA-AES128-SHA256"},
+		{0xc024, "ECDHE-ECDSA-AES256-SHA384"},
+		{0xc027, "ECDHE-RSA-AES128-SHA256"},
+		{0xc028, "ECDHE-RSA-AES256-SHA384"},
+		{0xc008, "ECDHE-ECDSA-DES-CBC3-SHA"},
+		{0xc012, "ECDHE-RSA-DES-CBC3-SHA"},
+		{0xc007, "ECDHE-ECDSA-RC4-SHA"},
+		{0xc011, "ECDHE-RSA-RC4-SHA"},
+		{0x009c, "AES128-GCM-SHA256"},
+		{0x009d, "AES256-GCM-SHA384"},
+		{0x003c, "AES128-SHA256"},
+		{0x003d, "AES256-SHA256"},
+		{0x002f, "AES128-SHA"},
+		{0x0035, "AES256-SHA"},
+		{0x000a, "DES-CBC3-SHA"},
+		{0x0004, "RC4-MD5"},
+		{0x0005, "RC4-SHA"},
+		{0x009e, "DHE-RSA-AES128-GCM-SHA256"},
+		{0x009f, "DHE-RSA-AES256-GCM-SHA384"},
+		{0x0067, "DHE-RSA-AES128-SHA256"},
+		{0x006b, "DHE-RSA-AES256-SHA256"},
+		{0x0033, "DHE-RSA-AES128-SHA"},
+		{0x0039, "DHE-RSA-AES256-SHA"},
+		{0x0016, "DHE-RSA-DES-CBC3-SHA"},
+	} {
+		if s.id == id {
+			return s.name
+		}
 	}
 	return ""
 }
@@ -178,24 +130,18 @@ func parseCiphers(text string) ([]uint16, error) {
 	var list []uint16
 	banned := map[uint16]bool{}
 	for _, word := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(": ,", r) }) {
-		switch {
-		case strings.HasPrefix(word, "@"): // @SECLEVEL, @STRENGTH: OpenSSL's own rules
-			continue
-		case word == "DEFAULT" || word == "ALL" || word == "HIGH":
-			list = append(list, defaultCiphers()...)
-			continue
-		}
 		name := strings.TrimLeft(word, "!-+")
-		id, ok := available(name)
+		ids, err := parseCipher(name)
+		ban := word[0] == '!' || word[0] == '-'
 		switch {
-		case ok && (word[0] == '!' || word[0] == '-'):
-			banned[id] = true
-		case ok:
-			list = append(list, id)
-		case strings.HasPrefix(name, "TLS_AES_") || strings.HasPrefix(name, "TLS_CHACHA20_"):
-			return nil, fmt.Errorf("%s belongs to TLS 1.3, whose cipher suites cannot be configured", name)
-		case word[0] != '!' && word[0] != '-' && !onlyInOpenSSL(name):
-			return nil, fmt.Errorf("no cipher suite is called %q (names are OpenSSL's: ECDHE-RSA-AES128-GCM-SHA256)", name)
+		case ban: // OpenSSL does not mind an unknown one either
+			for _, id := range ids {
+				banned[id] = true
+			}
+		case err != nil:
+			return nil, err
+		default:
+			list = append(list, ids...)
 		}
 	}
 	kept := list[:0]
@@ -209,6 +155,25 @@ func parseCiphers(text string) ([]uint16, error) {
 		return nil, fmt.Errorf("none of %q is available (DHE, CCM, Camellia and PSK suites are not)", text)
 	}
 	return kept, nil
+}
+
+// parseCipher reads one word of a cipher list.
+func parseCipher(name string) ([]uint16, error) {
+	switch {
+	case strings.HasPrefix(name, "@"): // @SECLEVEL, @STRENGTH: OpenSSL's own rules
+		return nil, nil
+	case name == "DEFAULT" || name == "ALL" || name == "HIGH":
+		return defaultCiphers(), nil
+	case strings.HasPrefix(name, "TLS_AES_") || strings.HasPrefix(name, "TLS_CHACHA20_"):
+		return nil, fmt.Errorf("%s belongs to TLS 1.3, whose cipher suites cannot be configured", name)
+	}
+	if id, ok := available(name); ok {
+		return []uint16{id}, nil
+	}
+	if onlyInOpenSSL(name) {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("no cipher suite is called %q (names are OpenSSL's: ECDHE-RSA-AES128-GCM-SHA256)", name)
 }
 
 // onlyInOpenSSL reports whether a name looks like one of OpenSSL's suites or groups of suites that Go's TLS lacks.
