@@ -24,7 +24,7 @@ func (v *Service) collect(r Receiver, most int64) (data []byte, done bool, err e
 	if n > 0 {
 		data = make([]byte, 0, min(n, firstAlloc))
 	} else {
-		if data, done, err = v.collectSmall(r); done || err != nil {
+		if data, done, err = v.collectSmall(r, most); done || err != nil {
 			return data, done, err
 		}
 	}
@@ -56,11 +56,11 @@ func growth(have int, announced int64) int {
 
 // collectSmall reads a body without announced length through a shared buffer, so that a small one
 // costs a single allocation of its size.
-func (v *Service) collectSmall(r Receiver) (data []byte, done bool, err error) {
+func (v *Service) collectSmall(r Receiver, most int64) (data []byte, done bool, err error) {
 	buf := v.buffer()
 	defer v.release(buf)
 	n := 0
-	for err == nil && n < len(*buf) {
+	for err == nil && n < len(*buf) && int64(n) <= most {
 		var m int
 		m, err = r.Read((*buf)[n:])
 		n += m

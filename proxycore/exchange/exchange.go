@@ -33,6 +33,7 @@ type exchange struct {
 	body      []byte                      // the body as it was collected, to see whether hooks replaced it
 	uploading chan error                  // one result of an upload beside the response, then closed; nil without one
 	streamed  bool                        // ... and that upload reads from the client
+	awaited   bool                        // the client holds its body back until it sees a response
 	next      func(context.Context) error // what takes over the stream afterwards
 }
 
@@ -57,6 +58,7 @@ func (x *exchange) serve(ctx context.Context) (more bool) {
 		if err == nil {
 			x.conv.put(x.along, x.server)
 		} else {
+			x.server.Abort()
 			x.server.Close()
 		}
 	}
@@ -137,26 +139,49 @@ func (x *exchange) run(ctx context.Context) error {
 	if err := x.expect(); err != nil {
 		return err
 	}
-	data, done, err := x.collect(body, requestSide, streamed)
-	if err != nil {
+	if err := x.collectRequest(body, streamed); err != nil {
 		return err
 	}
-	if !done && !preset {
-		return x.duplex(ctx, data, nil)
+	if x.streamed {
+		return x.duplex(ctx, x.body, nil)
 	}
-	x.body = data
-	req.Body, req.End = flow.BodyOf(data), time.Now()
-	req.Chunks, req.Trailer = body.Chunks(), body.Trailer()
 	if err := x.l.Fire(ctx, proxycore.OnRequest); err != nil {
 		return err
 	}
-	settle(&req.Message, x.body, true)
 	if x.http.Response == nil {
+		settle(&req.Message, x.body, true)
 		if err := x.roundTrip(ctx); err != nil {
 			return err
 		}
 	}
 	return x.answer(ctx)
+}
+
+// collectRequest reads the request's body, or as much of it as may be held in memory: then the rest
+// is to be streamed. A body of which a response that is there already has no need is not awaited when
+// the client holds it back.
+func (x *exchange) collectRequest(body Receiver, streamed bool) error {
+	req := &x.http.Request
+	preset := x.http.Response != nil
+	if preset && x.awaited {
+		req.Body = flow.Body{State: flow.BodyMissing}
+		return nil
+	}
+	data, done, err := x.collect(body, requestSide, streamed)
+	if err != nil {
+		return err
+	}
+	x.body = data
+	if !done && !preset {
+		x.streamed = true
+		return nil
+	}
+	req.Body, req.End = flow.BodyOf(data), time.Now()
+	if !done {
+		req.Body.State = flow.BodyTruncated
+	}
+	req.Chunks, req.Trailer = body.Chunks(), body.Trailer()
+	return nil
 }
 
 // expect answers Expect: 100-continue for a body that is collected (HTTP-16). A response that a hook
@@ -167,8 +192,12 @@ func (x *exchange) expect() error {
 		return nil
 	}
 	req.Header.Del("expect")
-	if x.http.Response != nil || x.client.Body().Buffered() > 0 {
-		return nil // answered otherwise, or it did not wait
+	if x.client.Body().Buffered() > 0 {
+		return nil // it does not wait
+	}
+	if x.http.Response != nil {
+		x.awaited = true
+		return nil
 	}
 	now := time.Now()
 	interim := flow.Response{Status: http.StatusContinue, Reason: "Continue",

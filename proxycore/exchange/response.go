@@ -89,6 +89,9 @@ func (x *exchange) streamResponse(ctx context.Context, prefix []byte, transform 
 	length := from.Length()
 	if transform != nil {
 		length = -1
+		if resp.Header.Has("content-length") && resp.Version == "HTTP/1.1" {
+			resp.Header.Add("Transfer-Encoding", "chunked")
+		}
 		resp.Header.Del("content-length")
 	}
 	var kept store

@@ -57,9 +57,10 @@ func (b *body) finish() {
 func (b *body) Length() int64        { return b.length }
 func (b *body) Trailer() flow.Header { return b.trailer }
 
-// Chunks returns borders that are worth keeping: more than one chunk, or extensions.
+// Chunks returns borders that are worth keeping: of a whole body only when it has more than one chunk,
+// or extensions.
 func (b *body) Chunks() []flow.Chunk {
-	if b.tooMany || b.extensions == 0 && len(b.chunks) <= 2 {
+	if b.tooMany || b.done && b.extensions == 0 && len(b.chunks) <= 2 {
 		return nil
 	}
 	return b.chunks
@@ -76,10 +77,11 @@ func (b *body) Chunk() *flow.Chunk {
 
 // Buffered is careful: what needs another look at the stream counts as not there.
 func (b *body) Buffered() int {
+	if b.done || b.err != nil {
+		return 1 // Read gives its answer at once, and the buffer is not ours any more
+	}
 	have := b.r.bytes()
 	switch {
-	case b.done || b.err != nil:
-		return 1 // Read gives its answer at once
 	case b.kind == untilEOF:
 		return len(have)
 	case b.left > 0:

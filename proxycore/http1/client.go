@@ -88,9 +88,6 @@ func (c *client) hurry() {
 
 // looksLikeRequest answers garbage at its first line instead of waiting for an empty one (H1-20).
 func looksLikeRequest(line []byte) error {
-	if bytes.Contains(line, []byte(" HTTP/1.")) {
-		return nil
-	}
 	return requestLine(string(line), new(flow.Request))
 }
 
@@ -169,7 +166,10 @@ func (c *client) plan(req *flow.Request, resp *flow.Response, whole bool) kind {
 func (c *client) Interrupt() { _ = c.s.Conn.SetReadDeadline(time.Unix(1, 0)) } // a closed one is awake
 
 // Abort resets the connection, and with it everything that serves it.
-func (c *client) Abort(cause error) { c.s.Cut(cause) }
+func (c *client) Abort(cause error) {
+	c.s.Cut(cause)
+	proxycore.Abort(c.s.Conn) // Cut takes effect a moment later
+}
 
 // Detach hands over the stream.
 func (c *client) Detach() proxycore.Conn {

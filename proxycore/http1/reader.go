@@ -106,8 +106,8 @@ type section struct {
 	bare  bool // a line ended with LF alone
 }
 
-// section waits for a whole section. first, when not nil, looks at the first line as soon as it is
-// there; wait, when not nil, is called once before waiting for more than what is buffered. The end of the stream is io.EOF before the first byte, and io.ErrUnexpectedEOF later.
+// section waits for a whole section. first, when not nil, looks at the first line before waiting
+// for more than it; wait, when not nil, is called once before waiting for more than what is buffered. The end of the stream is io.EOF before the first byte, and io.ErrUnexpectedEOF later.
 func (r *reader) section(cfg *Config, first func([]byte) error, wait func()) (s section, err error) {
 	line, scanned := 0, 0 // distances from r.r
 	for {
@@ -117,6 +117,13 @@ func (r *reader) section(cfg *Config, first func([]byte) error, wait func()) (s 
 			scanned = len(b)
 			if scanned > cfg.MaxHead || scanned-line > cfg.MaxLine {
 				return s, tooLarge(s.lines, cfg)
+			}
+			if first != nil && s.lines > 0 {
+				l, _, _ := bytes.Cut(b, []byte("\n"))
+				if err := first(bytes.TrimSuffix(l, []byte("\r"))); err != nil {
+					return s, err
+				}
+				first = nil
 			}
 			if wait != nil {
 				wait()
@@ -145,11 +152,6 @@ func (r *reader) section(cfg *Config, first func([]byte) error, wait func()) (s 
 		}
 		if end > cfg.MaxHead || length > cfg.MaxLine || s.lines > cfg.MaxFields {
 			return s, tooLarge(s.lines, cfg)
-		}
-		if s.lines == 0 && first != nil {
-			if err := first(b[:length]); err != nil {
-				return s, err
-			}
 		}
 		s.lines++
 		line, scanned = end+1, end+1
