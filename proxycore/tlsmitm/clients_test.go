@@ -157,3 +157,56 @@ func TestOpenSSLClient(t *testing.T) {
 		t.Errorf("a client with DHE only: %v\n%s", err, out)
 	}
 }
+
+func TestOpenSSLServer(t *testing.T) {
+	openssl := program(t, "openssl")
+	l := newLab(t, labConfig{})
+	key := filepath.Join(t.TempDir(), "server.pem")
+	out, err := run(t, "", openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", key+".crt", "-days", "2",
+		"-subj", "/CN=example.test", "-addext", "subjectAltName=DNS:example.test")
+	if err != nil {
+		t.Fatal(out)
+	}
+	check(t, l.reg.SetText("ssl_verify_upstream_trusted_ca="+key+".crt"))
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-tls1_3"}, "HTTP/1.0 200 ok"},
+		{[]string{"-tls1_2", "-cipher", "ECDHE-RSA-AES256-GCM-SHA384"}, "HTTP/1.0 200 ok"},
+		{[]string{"-tls1_2", "-cipher", "AES128-SHA"}, "HTTP/1.0 200 ok"}, // RSA key exchange
+		{[]string{"-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256"}, "refused the TLS handshake: handshake failure; it may want another cipher suite"},
+		{[]string{"-tls1", "-cipher", "ALL@SECLEVEL=0"}, "no TLS version in common; tls_version_server_min is TLSv1.2"},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			target := l.opensslServer(openssl, append([]string{"-cert", key + ".crt", "-key", key}, tt.args...)...)
+			c, err := l.connect(target, l.clientConfig("example.test"))
+			check(t, err)
+			_, err = io.WriteString(c, "GET / HTTP/1.0\r\n\r\n")
+			check(t, err)
+			if answer, _ := io.ReadAll(c); !strings.Contains(string(answer), tt.want) {
+				t.Errorf("client got %.300q, want %q", answer, tt.want)
+			}
+		})
+	}
+}
+
+// opensslServer runs openssl s_server -www until the test ends.
+func (l *lab) opensslServer(openssl string, args ...string) flow.Address {
+	l.t.Helper()
+	cmd := exec.Command(openssl, append([]string{"s_server", "-accept", "127.0.0.1:0", "-www"}, args...)...)
+	out, err := cmd.StdoutPipe()
+	check(l.t, err)
+	check(l.t, cmd.Start())
+	l.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for {
+		_, address, found := strings.Cut(line(l.t, out), "ACCEPT ")
+		if found {
+			host, port := flow.SplitHostPort(address)
+			return flow.Address{Host: host, Port: port}
+		}
+	}
+}

@@ -23,6 +23,7 @@ type Config struct {
 	Store   func() *certs.Store // the current source of certificates; required
 	KeyLog  io.Writer           // gets the secrets of both sides in NSS format (TLS-39); nil for none
 	HTTP2   bool                // somebody here speaks HTTP/2, so that it may be agreed on
+	Logger  *slog.Logger        // for what concerns no single conversation; nil discards
 
 	ClientTimeout time.Duration // for a client's hello, and again for the rest of its handshake; 0 means 60 s
 	ServerTimeout time.Duration // for a handshake with a server; 0 means 30 s
@@ -59,6 +60,9 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.ServerTimeout == 0 {
 		cfg.ServerTimeout = 30 * time.Second
 	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	h := &Handler{cfg: cfg, batches: newBatchPool()}
 	_, err := h.current()
 	return h, err
@@ -89,8 +93,21 @@ func (h *Handler) current() (*configs, error) {
 	}
 	c.serverLeg.RootCAs = set.roots
 	c.serverCiphers = cipherNames(append(tls13Ciphers(), set.server.ciphers...))
+	h.warn(set)
 	h.configs.Store(c)
 	return c, nil
+}
+
+// warn says which of the settings weaken connections (TLS-44).
+func (h *Handler) warn(set *settings) {
+	for side, l := range map[string]leg{"client": set.client, "server": set.server} {
+		if l.min < tls.VersionTLS12 {
+			h.cfg.Logger.Warn("insecure TLS versions are allowed", "option", "tls_version_"+side+"_min", "version", VersionName(l.min))
+		}
+	}
+	if set.insecure {
+		h.cfg.Logger.Warn("the certificates of servers are not verified", "option", "ssl_insecure")
+	}
 }
 
 // Serve intercepts the TLS stream s.Conn. While s.Target is unknown the stream is the outer TLS of an

@@ -144,7 +144,7 @@ func newLab(t testing.TB, cfg labConfig) *lab {
 		http1 = inside
 	}
 	l.core = proxycore.New(proxycore.Config{
-		Logger: logger, Options: core, Secure: l.handler.Secure, SniffTimeout: patience,
+		Logger: logger, Options: core, Secure: l.handler.Secure, SniffTimeout: patience, GraceTimeout: 50 * time.Millisecond,
 		Protocols: proxycore.Protocols{TLS: l.handler, HTTP1: http1, TCP: inside, Pass: pass},
 	})
 	l.core.SetAddons(append([]any{l.hooks}, cfg.addons...)...)

@@ -288,3 +288,37 @@ func (d *dribble) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+func TestShutdownEndsStalledHandshakes(t *testing.T) {
+	hellos := make(chan struct{}, 1)
+	for name, target := range map[string]func(*lab) flow.Address{
+		"client": func(l *lab) flow.Address { return l.echo(l.serverConfig("example.test")) },
+		"server": func(l *lab) flow.Address {
+			return l.server(func(c net.Conn) {
+				hellos <- struct{}{}
+				_, _ = io.Copy(io.Discard, c)
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) { // both time limits are longer than the test's patience
+			l := newLab(t, labConfig{})
+			c := l.inbound(target(l))
+			hello := clientHello(t, l.clientConfig("example.test"))
+			if name == "client" {
+				hello = hello[:50]
+			}
+			_, err := c.Write(hello)
+			check(t, err)
+			if name == "server" {
+				<-hellos
+			}
+			for deadline := time.Now().Add(patience); !strings.Contains(l.hooks.String(), "next_layer"); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the conversation never began")
+				}
+			}
+			l.core.Shutdown(context.Background())
+			l.settle()
+		})
+	}
+}
