@@ -30,7 +30,7 @@ var _ netstack.Handler = (*feed)(nil)
 func (f *feed) HandleTCP(r *netstack.TCPRequest) {
 	go f.serve(proxycore.Inbound{
 		Network: "tcp",
-		Client:  &flow.Client{Connection: flow.Connection{Peer: r.Source(), Local: r.Destination()}},
+		Client:  &flow.Client{Connection: flow.Connection{Transport: "tcp", Peer: r.Source(), Local: r.Destination()}},
 		Waiting: r.Context(),
 		Accept:  func(context.Context) (proxycore.Conn, error) { return r.Accept() },
 		Reject:  func(cause error) { refuse(r, cause) },
@@ -41,7 +41,7 @@ func (f *feed) HandleTCP(r *netstack.TCPRequest) {
 func (f *feed) HandleUDP(c *netstack.UDPConn) {
 	go f.serve(proxycore.Inbound{
 		Network: "udp",
-		Client:  &flow.Client{Connection: flow.Connection{Peer: c.Source(), Local: c.Destination()}},
+		Client:  &flow.Client{Connection: flow.Connection{Transport: "udp", Peer: c.Source(), Local: c.Destination()}},
 		Accept:  func(context.Context) (proxycore.Conn, error) { return c, nil },
 		Reject:  func(error) { c.Reject() },
 	})
