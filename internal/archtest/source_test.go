@@ -164,7 +164,7 @@ func (p *pkg) written(t *testing.T) map[string]string {
 		if id == nil || !global[id.Name] {
 			return
 		}
-		if id.Obj == nil || specs[id.Obj.Decl] { //nolint:staticcheck // SA1019: enough here, and needs no type-checking
+		if id.Obj == nil || specs[id.Obj.Decl] {
 			out[id.Name] = p.at(id.Pos())
 		}
 	}

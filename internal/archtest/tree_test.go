@@ -124,7 +124,7 @@ func TestArchitectureShowsTheFloors(t *testing.T) {
 	if !*update {
 		t.Fatalf("the floors in docs/ARCHITECTURE.md are not those of floors(): go test ./internal/archtest -update")
 	}
-	if err := os.WriteFile(path, []byte(before+begin+floorsTable()+end+after), 0o644); err != nil { //nolint:gosec // a document is for all to read
+	if err := os.WriteFile(path, []byte(before+begin+floorsTable()+end+after), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
