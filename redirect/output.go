@@ -22,6 +22,9 @@ const maxOutputRules = 256
 // already carries one of our marks, goes to loopback, to this host or to a
 // group is never captured. The zero value captures nothing.
 //
+// Connections are judged by their first packet, with the kernel's connection
+// tracking: older ones, and what services of this host answer, are left alone.
+//
 // Unlike with eBPF the client address seen behind the TUN is the host's own,
 // and a process that is moved into a cgroup is matched only by the sockets
 // it makes afterwards.
@@ -69,15 +72,56 @@ func (t *table) addLocalRules(conn *nftables.Conn, m Marks, o OutputRules) {
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(m.Mask), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}, verdict(expr.VerdictReturn))
 	t.addExemptions(add)
+	t.addConnectionRules(add, m)
 	for _, match := range socketMatches(o.ExceptUIDs, o.ExceptCgroups) {
 		add("excepted", append(match, verdict(expr.VerdictReturn))...)
 	}
+	capture := append(rememberCapture(m), setMark(m)...)
 	if o.All {
-		add("into the TUN", setMark(m)...)
+		add("into the TUN", capture...)
 		return
 	}
 	for _, match := range socketMatches(o.UIDs, o.Cgroups) {
-		add("into the TUN", append(match, setMark(m)...)...)
+		add("into the TUN", append(match, capture...)...)
+	}
+}
+
+// addConnectionRules makes the chain judge connections, not packets: what a service of this host
+// answers, and connections that were there before, are never captured; one that was captured stays so,
+// whatever its process does.
+func (t *table) addConnectionRules(add func(comment string, exprs ...expr.Any), m Marks) {
+	const ctDirReply, ctEstablished, tcpSYN = 1, 1 << 1, 0x02 // linux/netfilter/nf_conntrack_common.h, RFC 9293
+	add("answers", &expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{ctDirReply}}, verdict(expr.VerdictReturn))
+	captured := append(masked(&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, m.Mask),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(m.Capture)})
+	add("captured connections", slices.Concat(captured, setMark(m), []expr.Any{verdict(expr.VerdictReturn)})...)
+	add("older connections", append(masked(&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, ctEstablished),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}, verdict(expr.VerdictReturn))...)
+	// Connection tracking may begin with our rules and then takes an old connection for a new one.
+	add("older TCP connections", &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}}, verdict(expr.VerdictReturn))
+}
+
+// masked loads 32 bits into register 1 and keeps those in mask.
+func masked(load expr.Any, mask uint32) []expr.Any {
+	return []expr.Any{load, &expr.Bitwise{
+		SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4),
+	}}
+}
+
+// rememberCapture sets the capture mark of the connection, under the mask.
+func rememberCapture(m Marks) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
+		&expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: 4,
+			Mask: binaryutil.NativeEndian.PutUint32(^m.Mask), Xor: binaryutil.NativeEndian.PutUint32(m.Capture),
+		},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
 	}
 }
 

@@ -5,9 +5,11 @@ package redirect
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -152,4 +154,91 @@ func TestOwnSocketsAndLocalDestinationsAreNotCaptured(t *testing.T) {
 	}
 	want("internet", "ff02::1%"+netnstest.WAN, noLoop) // all hosts of the link
 	b.want("tun", netnstest.Server4)                   // beside the LAN
+}
+
+// TestOutputRulesLeaveOlderConnectionsAndAnswersAlone: what was there before goes on, and so does what
+// a service of this host says to its clients.
+func TestOutputRulesLeaveOlderConnectionsAndAnswersAlone(t *testing.T) {
+	b := newBox(t)
+	gateway := b.Gateway.Gateway
+	service := echoTCP(t, gateway, "[::]:7001")
+	far := echoTCP(t, b.Internet, "[::]:7002")
+	router, _ := netnstest.LANAddrs(0)
+	older := dialEcho(t, gateway, net.JoinHostPort(netnstest.Server4, far))
+	inside := dialEcho(t, b.Client(), net.JoinHostPort(router, service))
+	older.echo("before")
+	inside.echo("before")
+
+	b.apply(func(c *Config) { c.Interfaces, c.Output = nil, OutputRules{All: true} })
+	if got := b.whereAs("%s", netnstest.Server4); got != "tun" {
+		t.Fatalf("a new conversation went to %s", got)
+	}
+	older.echo("while everything is captured")
+	inside.echo("while everything is captured")
+	dialEcho(t, b.Client(), net.JoinHostPort(router, service)).echo("new client")
+}
+
+// echoTCP answers on addr in h and returns the port.
+func echoTCP(t *testing.T, h *netnstest.Host, addr string) (port string) {
+	t.Helper()
+	ln, err := h.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c) }()
+		}
+	}()
+	_, port, err = net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+type echo struct {
+	t *testing.T
+	net.Conn
+}
+
+func dialEcho(t *testing.T, h *netnstest.Host, addr string) echo {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	c, err := h.Dial(ctx, "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	return echo{t, c}
+}
+
+func (e echo) echo(text string) {
+	e.t.Helper()
+	buf := make([]byte, len(text))
+	if _, err := fmt.Fprint(e, text); err != nil {
+		e.t.Fatalf("%q: %v", text, err)
+	}
+	if _, err := io.ReadFull(e, buf); err != nil || string(buf) != text {
+		e.t.Fatalf("%q came back as %q, %v", text, buf, err)
+	}
+}
+
+// TestMarkedGroupsLeaveTheTable: eBPF marks sockets before it is known that they speak to a group.
+func TestMarkedGroupsLeaveTheTable(t *testing.T) {
+	b := newBox(t)
+	b.run("ip route replace default dev " + netnstest.WAN)
+	b.apply(nil)
+	for ip, dev := range map[string]string{"239.1.2.3": netnstest.WAN, netnstest.Far4: testTUN} {
+		if got := b.run(fmt.Sprintf("ip route get %s mark %#x", ip, DefaultCaptureMark)); !strings.Contains(got, "dev "+dev+" ") {
+			t.Errorf("marked packets to %s: %s; want %s", ip, got, dev)
+		}
+	}
 }

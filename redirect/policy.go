@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -84,7 +85,7 @@ func (p policy) checkTable(family int, tun netlink.Link) error {
 		return err
 	}
 	for _, r := range routes {
-		if r.Type != unix.RTN_UNREACHABLE && r.LinkIndex != tun.Attrs().Index {
+		if r.Type != unix.RTN_UNREACHABLE && r.Type != unix.RTN_THROW && r.LinkIndex != tun.Attrs().Index {
 			return fmt.Errorf("redirect: route table %d holds a route that is not ours (%v): choose another RouteTable", p.table, r)
 		}
 	}
@@ -109,6 +110,24 @@ func (p policy) routes(family int, tun netlink.Link) []*netlink.Route {
 	}
 	if p.failClosed {
 		list = append(list, p.unreachable(family))
+	}
+	return append(list, p.groups(family)...)
+}
+
+// groups send multicast and broadcast, which never belong into the TUN, back to
+// the tables that know their interface. IPv6 needs none: its multicast is in
+// table "local".
+func (p policy) groups(family int) []*netlink.Route {
+	if family != unix.AF_INET {
+		return nil
+	}
+	var list []*netlink.Route
+	for _, group := range []string{"224.0.0.0/4", "255.255.255.255/32"} {
+		_, prefix, err := net.ParseCIDR(group)
+		if err != nil {
+			panic("redirect: " + err.Error()) // a constant of ours
+		}
+		list = append(list, &netlink.Route{Family: family, Dst: prefix, Table: p.table, Type: unix.RTN_THROW})
 	}
 	return list
 }
@@ -192,7 +211,7 @@ func (p policy) remove() error {
 		for _, rule := range append(ours, others...) {
 			errs = append(errs, deleteRule(rule, family))
 		}
-		routes := []*netlink.Route{p.unreachable(family)}
+		routes := append(p.groups(family), p.unreachable(family))
 		if tun, err := netlink.LinkByName(p.tun); err == nil {
 			routes = append(routes, p.routes(family, tun)...)
 		}
@@ -227,7 +246,7 @@ func (p policy) missing() ([]string, error) {
 		}
 		for _, want := range p.routes(family, tun) {
 			if !hasRoute(have, want) {
-				list = append(list, fmt.Sprintf("an %s default route in table %d", name, p.table))
+				list = append(list, fmt.Sprintf("the %s %s route in table %d", name, prefixOf(want.Dst), p.table))
 			}
 		}
 	}
@@ -235,17 +254,24 @@ func (p policy) missing() ([]string, error) {
 }
 
 func hasRoute(have []netlink.Route, want *netlink.Route) bool {
-	for _, r := range have {
-		ones := -1
-		if r.Dst != nil {
-			ones, _ = r.Dst.Mask.Size()
+	return slices.ContainsFunc(have, func(r netlink.Route) bool {
+		switch {
+		case prefixOf(r.Dst) != prefixOf(want.Dst):
+			return false
+		case want.Type == 0:
+			return r.LinkIndex == want.LinkIndex
 		}
-		if ones > 0 {
-			continue
-		}
-		if want.Type == unix.RTN_UNREACHABLE && r.Type == unix.RTN_UNREACHABLE || want.Type == 0 && r.LinkIndex == want.LinkIndex {
-			return true
-		}
+		return r.Type == want.Type
+	})
+}
+
+// prefixOf writes a destination; the kernel may leave the default one out.
+func prefixOf(dst *net.IPNet) string {
+	if dst == nil {
+		return "default"
 	}
-	return false
+	if ones, _ := dst.Mask.Size(); ones == 0 {
+		return "default"
+	}
+	return dst.String()
 }
