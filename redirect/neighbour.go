@@ -11,20 +11,25 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
-// How long a reading of the kernel's table is used for what it holds, and for
-// what it does not: the first flow of a new device should find it.
+// neighbourAge is how long a reading of the kernel's table is used for what it
+// holds. For an address it does not hold the table is read at once: the first
+// flow of a new device should find it, also when it comes right after another's.
+// strangers bounds how often that happens, for packets with invented sources.
 const (
-	neighbourAge = 2 * time.Second
-	strangerAge  = 100 * time.Millisecond
+	neighbourAge    = 2 * time.Second
+	strangers       = rate.Limit(10)
+	strangersAtOnce = 20
 )
 
 // Neighbours tells the hardware address behind a LAN client's IP address: the
-// identity of a device. It reads the kernel's neighbour table (ARP and NDP) at
-// most ten times a second. Safe for concurrent use.
+// identity of a device. It reads the kernel's neighbour table (ARP and NDP) ten
+// times a second in the long run. Safe for concurrent use.
 type Neighbours struct {
 	namespace namespace
+	strangers *rate.Limiter
 
 	mu    sync.Mutex
 	read  time.Time
@@ -37,7 +42,7 @@ func NewNeighbours() (*Neighbours, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Neighbours{namespace: here}, nil
+	return &Neighbours{namespace: here, strangers: rate.NewLimiter(strangers, strangersAtOnce)}, nil
 }
 
 // Lookup returns the hardware address of a directly connected client, or nil
@@ -47,11 +52,7 @@ func (n *Neighbours) Lookup(ip netip.Addr) (net.HardwareAddr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	ip = ip.Unmap().WithZone("")
-	limit := neighbourAge
-	if n.known[ip] == nil {
-		limit = strangerAge
-	}
-	if time.Since(n.read) > limit {
+	if time.Since(n.read) > neighbourAge || n.known[ip] == nil && n.strangers.Allow() {
 		if err := n.namespace.do(n.refresh); err != nil {
 			return nil, err
 		}
