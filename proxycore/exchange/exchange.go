@@ -106,9 +106,13 @@ func (x *exchange) unlocked(f func()) {
 	f()
 }
 
+// soon is the size up to which a body is taken to follow its head at once: recording the head alone
+// would only cost.
+const soon = 128 << 10
+
 // hook fires a hook; the recorder is spared when the message is complete in the same breath.
 func (x *exchange) hook(ctx context.Context, h proxycore.FlowHook, r Receiver) error {
-	if n := r.Length(); n >= 0 && n <= int64(r.Buffered()) {
+	if n := r.Length(); n >= 0 && n <= soon {
 		return x.l.FireQuiet(ctx, h)
 	}
 	return x.l.Fire(ctx, h)

@@ -55,9 +55,8 @@ func (x *exchange) answer(ctx context.Context) error {
 
 // respond runs the response hook and sends the whole response. was is the body before the hook.
 func (x *exchange) respond(ctx context.Context, was []byte, made bool) error {
-	const slow = 64 << 10 // above it, sending may take long enough for people to look
 	var err error
-	if len(was) > slow {
+	if len(was) > soon { // sending may take long enough for people to look
 		err = x.l.Fire(ctx, proxycore.OnResponse)
 	} else {
 		err = x.l.FireQuiet(ctx, proxycore.OnResponse)
