@@ -282,14 +282,23 @@ func (a *Addon) Request(_ context.Context, l *proxycore.LiveFlow) error { return
 
 // Response implements proxycore.ResponseHook.
 func (a *Addon) Response(_ context.Context, l *proxycore.LiveFlow) error {
-	if l.HTTP.WebSocket != nil {
+	if l.HTTP.WebSocket != nil || failsLater(l) {
 		return nil
 	}
 	return a.end(l)
 }
 
+// failsLater reports whether the error hook follows on a response hook: so it is with recorded flows
+// that have both, which are to be saved once.
+func failsLater(l *proxycore.LiveFlow) bool { return !l.Live && l.Flow.Error != nil }
+
 // Error implements proxycore.ErrorHook.
-func (a *Addon) Error(ctx context.Context, l *proxycore.LiveFlow) error { return a.Response(ctx, l) }
+func (a *Addon) Error(_ context.Context, l *proxycore.LiveFlow) error {
+	if l.HTTP.WebSocket != nil {
+		return nil
+	}
+	return a.end(l)
+}
 
 // WebSocketEnd implements proxycore.WebSocketEndHook.
 func (a *Addon) WebSocketEnd(_ context.Context, l *proxycore.LiveFlow) error { return a.end(l) }
@@ -316,7 +325,12 @@ func (a *Addon) UDPError(_ context.Context, l *proxycore.LiveFlow) error { retur
 func (a *Addon) DNSRequest(_ context.Context, l *proxycore.LiveFlow) error { return a.begin(l) }
 
 // DNSResponse implements proxycore.DNSResponseHook.
-func (a *Addon) DNSResponse(_ context.Context, l *proxycore.LiveFlow) error { return a.end(l) }
+func (a *Addon) DNSResponse(_ context.Context, l *proxycore.LiveFlow) error {
+	if failsLater(l) {
+		return nil
+	}
+	return a.end(l)
+}
 
 // DNSError implements proxycore.DNSErrorHook.
 func (a *Addon) DNSError(_ context.Context, l *proxycore.LiveFlow) error { return a.end(l) }

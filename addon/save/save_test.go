@@ -172,6 +172,28 @@ func TestWhichHooksSave(t *testing.T) {
 	}
 }
 
+func TestRecordedFlowsAreSavedOnce(t *testing.T) {
+	d := newDesk(t)
+	path := filepath.Join(t.TempDir(), "flows")
+	d.saveTo(path)
+	core := proxycore.New(proxycore.Config{})
+	core.SetAddons(d.Addon)
+	failed := &flow.Error{Message: "broken"}
+	for i, f := range []*flow.Flow{
+		{Kind: flow.KindHTTP, Error: failed, HTTP: &flow.HTTP{Response: &flow.Response{}}}, {Kind: flow.KindHTTP, HTTP: &flow.HTTP{Response: &flow.Response{}}},
+		{Kind: flow.KindHTTP, Error: failed, HTTP: &flow.HTTP{WebSocket: &flow.WebSocket{}}}, {Kind: flow.KindDNS, Error: failed, DNS: &flow.DNS{Response: &flow.DNSMessage{}}},
+		{Kind: flow.KindTCP, Error: failed, Stream: &flow.Stream{}}, {Kind: flow.KindUDP, Stream: &flow.Stream{}},
+	} {
+		f.ID, f.Comment = flow.NewID(time.Now()), fmt.Sprint(i)
+		if err := core.Replay(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.holds(path, "0", "1", "2", "3", "4", "5")
+	d.done()
+	d.holds(path, "0", "1", "2", "3", "4", "5")
+}
+
 func TestFlowsThatHaveNotEndedAreSavedAtTheEnd(t *testing.T) {
 	d := newDesk(t)
 	path := filepath.Join(t.TempDir(), "flows")
