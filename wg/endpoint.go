@@ -17,7 +17,7 @@ const (
 	batchSize        = 128     // packets per Read and Write, wireguard-go's ideal
 	queuePackets     = 4096    // super-packets waiting to be read
 	defaultQueueSize = 1 << 20 // bytes waiting to be read
-	queueWait        = 20 * time.Millisecond
+	queueWait        = 100 * time.Millisecond
 	maxSuperPacket   = 65535
 )
 

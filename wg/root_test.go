@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -95,11 +96,12 @@ func kernelPhone(t *testing.T, host *netnstest.Host, f *File, endpoint string) {
 	host.Route("2001:db8::/64", "", "wg0")
 }
 
-func serveIn(t *testing.T, box *netnstest.Host, f *File) *appliance {
+func serveIn(t *testing.T, box *netnstest.Host, cfg Config) *appliance {
 	t.Helper()
 	var a *appliance
 	err := box.Do(func() (err error) {
-		a, err = tryServe(Config{File: f, FirewallMark: ownMark}, t)
+		cfg.FirewallMark = ownMark
+		a, err = tryServe(cfg, t)
 		return err
 	})
 	if err != nil {
@@ -110,13 +112,21 @@ func serveIn(t *testing.T, box *netnstest.Host, f *File) *appliance {
 }
 
 func TestKernelPhone(t *testing.T) {
-	for name, outer := range map[string]string{"over IPv4": outer4, "over IPv6": outer6} {
-		t.Run(name, func(t *testing.T) {
+	for _, c := range []struct {
+		name, outer string
+		host        netip.Addr
+	}{
+		{"over IPv4", outer4, netip.Addr{}},
+		{"over IPv6", outer6, netip.Addr{}},
+		{"listening on one IPv4 address", outer4, netip.MustParseAddr(outer4)},
+		{"listening on one IPv6 address", outer6, netip.MustParseAddr(outer6)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			host, box := newPhoneLab(t)
 			f := someFile(t, "phone")
 			f.ListenPort = 0
-			a := serveIn(t, box, f)
-			kernelPhone(t, host, f, net.JoinHostPort(outer, fmt.Sprint(f.Port())))
+			a := serveIn(t, box, Config{File: f, ListenHost: c.host})
+			kernelPhone(t, host, f, net.JoinHostPort(c.outer, fmt.Sprint(f.Port())))
 			for _, address := range []string{web4, web6} {
 				checkEcho(t, host, "tcp", address, 4<<20)
 				for _, size := range []int{64, 512, 2000} {
@@ -133,6 +143,27 @@ func TestKernelPhone(t *testing.T) {
 				t.Errorf("counters are %+v", s)
 			}
 		})
+	}
+}
+
+func TestServerAnswersOnItsListenHostOnly(t *testing.T) {
+	host, box := newPhoneLab(t)
+	f := someFile(t, "phone")
+	a := serveIn(t, box, Config{File: f, ListenHost: netip.MustParseAddr(outer6)})
+	kernelPhone(t, host, f, net.JoinHostPort(outer4, fmt.Sprint(f.Port())))
+	c, err := host.Dial(t.Context(), "udp", web4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_, _ = c.Write([]byte("hello"))
+	if n, err := c.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d bytes came back by way of another address", n)
+	}
+	peers, err := a.Peers()
+	if err != nil || peers[0].Received != 0 {
+		t.Errorf("statistics are %+v, error %v", peers, err)
 	}
 }
 
