@@ -193,6 +193,14 @@ func (e *encoder) any(v any, depth int) {
 		}
 	case []byte:
 		e.data(x)
+	default:
+		e.container(v, depth)
+	}
+}
+
+// container writes the values that hold others.
+func (e *encoder) container(v any, depth int) {
+	switch x := v.(type) {
 	case []any:
 		mark := e.open(']')
 		for _, item := range slices.Backward(x) {

@@ -36,10 +36,16 @@ func certificateDER(t testing.TB, name string) []byte {
 	return der
 }
 
-// samples returns one flow of every kind with every field in use.
-func samples(t testing.TB) map[string]*flow.Flow {
-	c := &clock{}
-	client := &flow.Client{
+// maker makes samples: flows between the same two ends, each at a time of its own.
+type maker struct {
+	clock
+	client *flow.Client
+	server *flow.Server
+}
+
+func newMaker(t testing.TB) *maker {
+	c := &maker{}
+	c.client = &flow.Client{
 		Connection: flow.Connection{
 			ID: flow.NewID(c.tick()), Transport: "tcp", Peer: netip.MustParseAddrPort("192.168.1.20:50100"),
 			Local: netip.MustParseAddrPort("93.184.215.14:443"), Start: c.tick(), End: c.tick(), Error: "client went away",
@@ -53,7 +59,7 @@ func samples(t testing.TB) map[string]*flow.Flow {
 		Process: &flow.Process{PID: 4711, UID: 1000, Name: "curl", Exe: "/usr/bin/curl", Cgroup: "/user.slice"},
 		Leaf:    certificateDER(t, "example.org"),
 	}
-	server := &flow.Server{
+	c.server = &flow.Server{
 		Connection: flow.Connection{
 			ID: flow.NewID(c.tick()), Transport: "tcp", Peer: netip.MustParseAddrPort("[2001:db8::1]:443"),
 			Local: netip.MustParseAddrPort("[fe80::1%eth0]:40000"), Start: c.tick(), End: c.tick(),
@@ -61,27 +67,40 @@ func samples(t testing.TB) map[string]*flow.Flow {
 		},
 		Address: flow.Address{Host: "example.org", Port: 443}, Via: "http://proxy.example:3128", TCPSetup: c.tick(),
 	}
-	base := func(kind flow.Kind) *flow.Flow {
-		now := c.tick()
-		return &flow.Flow{ID: flow.NewID(now), Kind: kind, Client: client, Server: server, Created: now}
-	}
-	message := func(body string) flow.Message {
-		var data []byte // nil when empty, as the reader has it
-		if body != "" {
-			data = []byte(body)
-		}
-		return flow.Message{
-			Version: "HTTP/1.1", Header: flow.Header{{Name: "Host", Value: "example.org"}, {Name: "X-Bytes", Value: "\xff\xfe"}, {Name: "x-bytes", Value: ""}},
-			Body: flow.BodyOf(data), Trailer: flow.Header{{Name: "Expires", Value: "0"}}, Start: c.tick(), End: c.tick(),
-		}
-	}
+	return c
+}
 
-	http := base(flow.KindHTTP)
+func (c *maker) base(kind flow.Kind) *flow.Flow {
+	now := c.tick()
+	return &flow.Flow{ID: flow.NewID(now), Kind: kind, Client: c.client, Server: c.server, Created: now}
+}
+
+func (c *maker) message(body string) flow.Message {
+	var data []byte // nil when empty, as the reader has it
+	if body != "" {
+		data = []byte(body)
+	}
+	return flow.Message{
+		Version: "HTTP/1.1", Header: flow.Header{{Name: "Host", Value: "example.org"}, {Name: "X-Bytes", Value: "\xff\xfe"}, {Name: "x-bytes", Value: ""}},
+		Body: flow.BodyOf(data), Trailer: flow.Header{{Name: "Expires", Value: "0"}}, Start: c.tick(), End: c.tick(),
+	}
+}
+
+// samples returns one flow of every kind with every field in use.
+func samples(t testing.TB) map[string]*flow.Flow {
+	c := newMaker(t)
+	return map[string]*flow.Flow{
+		"http": c.http(), "missing": c.missing(), "websocket": c.webSocket(), "tcp": c.tcp(), "udp": c.udp(), "dns": c.dns(),
+	}
+}
+
+func (c *maker) http() *flow.Flow {
+	http := c.base(flow.KindHTTP)
 	http.HTTP = &flow.HTTP{
 		Request: flow.Request{
-			Message: message("a=1"), Method: "POST", Scheme: "https", Authority: "example.org", Host: "example.org", Port: 443, Path: "/p?q=\xff",
+			Message: c.message("a=1"), Method: "POST", Scheme: "https", Authority: "example.org", Host: "example.org", Port: 443, Path: "/p?q=\xff",
 		},
-		Response: &flow.Response{Message: message("\x00\x01binary"), Status: 299, Reason: "Fine\xff"},
+		Response: &flow.Response{Message: c.message("\x00\x01binary"), Status: 299, Reason: "Fine\xff"},
 		Interim:  []flow.Response{{Message: flow.Message{Version: "HTTP/1.1", Header: flow.Header{{Name: "Link", Value: "</a>"}}, Start: c.tick()}, Status: 103, Reason: "Early Hints"}},
 	}
 	http.HTTP.Response.Chunks = []flow.Chunk{{Size: 8, Extension: ";a=b"}, {}}
@@ -91,20 +110,27 @@ func samples(t testing.TB) map[string]*flow.Flow {
 	backup := *http
 	backup.Comment, backup.Metadata = "", nil
 	http.Backup = &backup
+	return http
+}
 
-	missing := base(flow.KindHTTP)
+// missing has nothing that can be left out.
+func (c *maker) missing() *flow.Flow {
+	missing := c.base(flow.KindHTTP)
 	missing.Server, missing.Client = nil, &flow.Client{Connection: flow.Connection{ID: flow.NewID(c.tick()), Transport: "tcp", Start: c.tick()}, Mode: "regular"}
 	missing.HTTP = &flow.HTTP{
 		Request:  flow.Request{Message: flow.Message{Version: "HTTP/2.0", Header: flow.Header{}, Start: c.tick()}, Method: "GET", Scheme: "http", Host: "h", Port: 80, Path: "/"},
 		Response: &flow.Response{Message: flow.Message{Version: "HTTP/2.0", Header: flow.Header{}, Start: c.tick(), Body: flow.Body{State: flow.BodyMissing, Size: 1 << 40}}, Status: 200},
 	}
 	missing.HTTP.Request.Body = flow.Body{Data: []byte("begin"), Size: 500, State: flow.BodyTruncated}
+	return missing
+}
 
-	ws := base(flow.KindHTTP)
+func (c *maker) webSocket() *flow.Flow {
+	ws := c.base(flow.KindHTTP)
 	byClient := true
 	ws.HTTP = &flow.HTTP{
-		Request:  flow.Request{Message: message(""), Method: "GET", Scheme: "https", Host: "example.org", Port: 443, Path: "/ws"},
-		Response: &flow.Response{Message: message(""), Status: 101, Reason: "Switching Protocols"},
+		Request:  flow.Request{Message: c.message(""), Method: "GET", Scheme: "https", Host: "example.org", Port: 443, Path: "/ws"},
+		Response: &flow.Response{Message: c.message(""), Status: 101, Reason: "Switching Protocols"},
 		WebSocket: &flow.WebSocket{
 			Messages: []flow.WebSocketMessage{
 				{Opcode: flow.OpText, FromClient: true, Data: []byte("hello"), Time: c.tick()},
@@ -114,8 +140,11 @@ func samples(t testing.TB) map[string]*flow.Flow {
 			ClosedByClient: &byClient, CloseCode: 1001, CloseReason: "bye", End: c.tick(),
 		},
 	}
+	return ws
+}
 
-	tcp := base(flow.KindTCP)
+func (c *maker) tcp() *flow.Flow {
+	tcp := c.base(flow.KindTCP)
 	tcp.Stream = &flow.Stream{
 		Protocol: "ssh", Sent: 3, Received: 70_000,
 		Messages: []flow.StreamMessage{
@@ -123,11 +152,18 @@ func samples(t testing.TB) map[string]*flow.Flow {
 			{Size: 65_536, Time: c.tick()}, {Data: []byte("x"), Size: 1, Time: c.tick(), Injected: true}, {Data: []byte("y"), Size: 1, Time: c.tick(), Dropped: true},
 		},
 	}
-	udp := base(flow.KindUDP)
+	return tcp
+}
+
+func (c *maker) udp() *flow.Flow {
+	udp := c.base(flow.KindUDP)
 	udp.Stream = &flow.Stream{Sent: 2, Messages: []flow.StreamMessage{{FromClient: true, Data: []byte("hi"), Size: 2, Time: c.tick()}}}
 	udp.Error = &flow.Error{Message: flow.Killed, Time: c.tick()}
+	return udp
+}
 
-	dns := base(flow.KindDNS)
+func (c *maker) dns() *flow.Flow {
+	dns := c.base(flow.KindDNS)
 	question := []flow.DNSQuestion{{Name: "example.org", Type: 1, Class: 1}}
 	dns.DNS = &flow.DNS{
 		Request: &flow.DNSMessage{ID: 65535, Query: true, RecursionDesired: true, Questions: question, Time: c.tick()},
@@ -137,7 +173,7 @@ func samples(t testing.TB) map[string]*flow.Flow {
 			Authorities: []flow.DNSRecord{{Type: 2, Class: 1, Data: []byte{}}}, Additionals: []flow.DNSRecord{{Type: 41, Class: 1232, Data: []byte{0}}}, Time: c.tick(),
 		},
 	}
-	return map[string]*flow.Flow{"http": http, "missing": missing, "websocket": ws, "tcp": tcp, "udp": udp, "dns": dns}
+	return dns
 }
 
 // random changes a sample at random, within what the format keeps.

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -77,6 +78,13 @@ func zipped(level int, text string) string {
 
 // samples are the flows of the golden files.
 func samples() map[string]*flow.Flow {
+	all := httpSamples()
+	maps.Copy(all, streamSamples())
+	maps.Copy(all, dnsSamples())
+	return all
+}
+
+func httpSamples() map[string]*flow.Flow {
 	get := exchange("GET", "/a/"+strings.Repeat("long/", 20), "", 200, "OK", "line one\nline two\tafter a tab\r\nline three\nline four\n")
 	get.HTTP.Response.Trailer = flow.Header{{Name: "Expires", Value: "0"}}
 	get.HTTP.Interim = []flow.Response{{Message: message("", "Link", "</style.css>"), Status: 103, Reason: "Early Hints"}}
@@ -109,7 +117,12 @@ func samples() map[string]*flow.Flow {
 	}
 	broken := exchange("GET", "/chat", "", 101, "Switching Protocols", "")
 	broken.HTTP.WebSocket = &flow.WebSocket{CloseCode: 1011, CloseReason: "oops"}
+	return map[string]*flow.Flow{
+		"http-get": get, "http-post": post, "http2": h2, "http-gzip": packed, "http-error": failed, "websocket": ws, "websocket-error": broken,
+	}
+}
 
+func streamSamples() map[string]*flow.Flow {
 	tcp := base(flow.KindTCP)
 	tcp.Stream = &flow.Stream{Messages: []flow.StreamMessage{
 		{FromClient: true, Data: []byte("SSH-2.0-OpenSSH\r\n"), Size: 17}, {Data: []byte("\x00\x00\x01\x02\xfe"), Size: 5}, {Size: 65536, Injected: true},
@@ -121,7 +134,10 @@ func samples() map[string]*flow.Flow {
 	quic := base(flow.KindTCP)
 	quic.Client.TLS, quic.Metadata = &flow.TLS{Version: "QUICv1"}, map[string]any{"quic_stream_id_client": int64(4), "quic_stream_id_server": int64(8)}
 	quic.Stream = &flow.Stream{Messages: []flow.StreamMessage{{FromClient: true, Data: []byte("x"), Size: 1}}}
+	return map[string]*flow.Flow{"tcp": tcp, "udp": udp, "quic": quic}
+}
 
+func dnsSamples() map[string]*flow.Flow {
 	dns := base(flow.KindDNS)
 	dns.DNS = &flow.DNS{
 		Request: &flow.DNSMessage{Query: true, Questions: []flow.DNSQuestion{{Name: "example.org", Type: 1, Class: 1}}},
@@ -148,11 +164,7 @@ func samples() map[string]*flow.Flow {
 	silent := base(flow.KindDNS)
 	silent.DNS = &flow.DNS{Request: &flow.DNSMessage{Query: true, Opcode: 5}}
 	silent.Error = &flow.Error{Message: "no answer", Time: noon}
-
-	return map[string]*flow.Flow{
-		"http-get": get, "http-post": post, "http2": h2, "http-gzip": packed, "http-error": failed, "websocket": ws,
-		"websocket-error": broken, "tcp": tcp, "udp": udp, "quic": quic, "dns": dns, "dns-nxdomain": nx, "dns-error": silent,
-	}
+	return map[string]*flow.Flow{"dns": dns, "dns-nxdomain": nx, "dns-error": silent}
 }
 
 func printOne(s style, f *flow.Flow) []byte {
