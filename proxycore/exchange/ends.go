@@ -3,6 +3,7 @@ package exchange
 import (
 	"errors"
 	"io"
+	"time"
 
 	"mitm-appliance/flow"
 	"mitm-appliance/proxycore"
@@ -10,12 +11,13 @@ import (
 
 // Receiver is the rest of a message whose head has been read.
 type Receiver interface {
-	io.Reader             // the body; io.EOF at the end of the message, other errors for a cut one
-	Length() int64        // announced length in bytes, -1 when the sender announced none
-	Buffered() int        // how much Read gives without waiting
-	Chunks() []flow.Chunk // HTTP/1: borders of what was read so far, nil when there is nothing to keep
-	Chunk() *flow.Chunk   // HTTP/1: the chunk that the last Read entered, once per chunk; else nil
-	Trailer() flow.Header // after io.EOF
+	io.Reader              // the body; io.EOF at the end of the message, other errors for a cut one
+	Length() int64         // announced length in bytes, -1 when the sender announced none
+	Buffered() int         // how much Read gives without waiting
+	SetDeadline(time.Time) // Read fails with os.ErrDeadlineExceeded from then on; zero: never. It can be read on afterwards
+	Chunks() []flow.Chunk  // HTTP/1: borders of what was read so far, nil when there is nothing to keep
+	Chunk() *flow.Chunk    // HTTP/1: the chunk that the last Read entered, once per chunk; else nil
+	Trailer() flow.Header  // after io.EOF
 }
 
 // Sender is the rest of a message whose head was begun. What is written may wait in a buffer until

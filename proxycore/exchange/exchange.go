@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -232,16 +233,26 @@ func clientFailure(err error) error {
 	return ErrClientGone
 }
 
-// collect reads a body up to the limits. A body that nobody is going to need is read all the same,
-// without keeping all of it.
+// collect reads a body up to the limits, and one without announced length for a limited time: a
+// response that trickles for ever would keep its client waiting for ever (mitmproxy's does).
 func (x *exchange) collect(r Receiver, who side, streamed bool) (data []byte, done bool, err error) {
 	most, limit := x.svc.cfg.Options.maxCollected(), x.svc.cfg.Options.maxBody()
 	if streamed {
 		most = 0
 	}
-	x.unlocked(func() { data, done, err = x.svc.collect(r, min(most, limit)) })
+	timed := r.Length() < 0
+	x.unlocked(func() {
+		if timed {
+			r.SetDeadline(time.Now().Add(x.svc.cfg.Patience))
+		}
+		data, done, err = x.svc.collect(r, min(most, limit))
+		if timed {
+			r.SetDeadline(time.Time{})
+		}
+	})
+	late := timed && errors.Is(err, os.ErrDeadlineExceeded)
 	switch {
-	case err != nil:
+	case err != nil && !late:
 		return nil, false, who.failure(err)
 	case int64(len(data)) > limit:
 		return nil, false, who.tooLarge

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"sync"
+	"time"
 
 	"mitm-appliance/flow"
 	"mitm-appliance/proxycore"
@@ -21,6 +22,9 @@ type Config struct {
 	ALPN string
 	// Name is what we call ourselves in the Server field of our own answers; "" means "mitm-appliance".
 	Name string
+	// Patience is how long a body without announced length is collected before it is streamed, as it may
+	// be one without end; 0 means 5 s.
+	Patience time.Duration
 	// Prefix is how many bytes of a streamed body a flow keeps; 0 means 64 KiB.
 	Prefix int64
 	// StoreLimit bounds what store_streamed_bodies keeps of one body; 0 means 64 MiB.
@@ -40,6 +44,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.Name == "" {
 		cfg.Name = "mitm-appliance"
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 5 * time.Second
 	}
 	if cfg.Prefix == 0 {
 		cfg.Prefix = 64 << 10

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"time"
 
 	"mitm-appliance/flow"
 	"mitm-appliance/proxycore/exchange"
@@ -19,14 +21,16 @@ const (
 type body struct {
 	framing
 	r      *reader
+	conn   interface{ SetReadDeadline(time.Time) error }
 	cfg    *Config
 	strict bool
 	ended  func() // called once at the end of the message; may be nil
 
-	done bool
-	err  error // what made the body unreadable; stays
-	left int64 // bytes of the fixed body or of the current chunk
-	got  int64
+	done  bool
+	timed bool
+	err   error // what made the body unreadable; stays
+	left  int64 // bytes of the fixed body or of the current chunk
+	got   int64
 
 	chunk      flow.Chunk // the current one
 	entered    bool       // ... and Chunk has not told yet
@@ -40,7 +44,7 @@ type body struct {
 var _ exchange.Receiver = (*body)(nil)
 
 func (b *body) reset(r *reader, cfg *Config, f framing, strict bool) {
-	*b = body{framing: f, r: r, cfg: cfg, strict: strict, ended: b.ended}
+	*b = body{framing: f, r: r, cfg: cfg, strict: strict, ended: b.ended, conn: b.conn}
 	b.left = max(f.length, 0)
 	if f.kind == noBody {
 		b.finish()
@@ -49,6 +53,7 @@ func (b *body) reset(r *reader, cfg *Config, f framing, strict bool) {
 
 func (b *body) finish() {
 	b.done = true
+	b.SetDeadline(time.Time{})
 	if b.ended != nil {
 		b.ended()
 	}
@@ -123,10 +128,20 @@ func (b *body) Read(p []byte) (n int, err error) {
 		b.finish() // io.ErrUnexpectedEOF: TLS without close_notify, which many servers never send
 		return n, io.EOF
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		b.err = b.explain(err)
+		err = b.err
 	}
-	return n, b.err
+	return n, err
+}
+
+// SetDeadline limits the time of Read. At the end of the body the limit is gone, as the connection
+// is then read for other things.
+func (b *body) SetDeadline(t time.Time) {
+	if b.timed || !b.done && !t.IsZero() {
+		_ = b.conn.SetReadDeadline(t) // a closed one fails to read
+		b.timed = !t.IsZero()
+	}
 }
 
 // explain names what is missing when the peer went away (H1-09).

@@ -39,7 +39,7 @@ func newClient(f *Framing, s *proxycore.Session) *client {
 	c.in.src = s.Conn
 	c.writer.dst, c.writer.pool = s.Conn, &f.buffers
 	c.watch.c = c
-	c.body.ended = c.watch.arm
+	c.body.ended, c.body.conn = c.watch.arm, s.Conn
 	return c
 }
 

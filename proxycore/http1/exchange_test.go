@@ -746,6 +746,27 @@ func TestEventStream(t *testing.T) {
 	}
 }
 
+// TestEndlessResponse that nobody announced as one is passed on after a while.
+func TestEndlessResponse(t *testing.T) {
+	k := begin(t, setup{patience: 20 * time.Millisecond})
+	k.clientSends(get)
+	k.serverGets(get)
+	head := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"
+	k.serverSends(head)
+	k.clientGets(head)
+	k.serverSends("cde\r\n")
+	k.clientGets("cde\r\n")
+	time.Sleep(30 * time.Millisecond) // the limit is for collecting only
+	k.serverSends("0\r\n\r\n")
+	k.clientGets("0\r\n\r\n")
+	k.wantHooks("requestheaders request server_connect server_connected responseheaders response")
+	head = "POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+	k.clientSends(head)
+	k.serverGets(head)
+	k.clientSends("0\r\n\r\n")
+	k.serverGets("0\r\n\r\n")
+}
+
 // TestTransform rewrites streamed bodies; their length is not known any more.
 func TestTransform(t *testing.T) {
 	k := begin(t, setup{})

@@ -36,6 +36,7 @@ func newServer(f *Framing, s *proxycore.Session, conn *proxycore.ServerConn, opt
 	v := &server{f: f, s: s, conn: conn, opts: opts}
 	v.in.src = touching{conn.Conn, s}
 	v.writer.dst, v.writer.pool = conn.Conn, &f.buffers
+	v.body.conn = conn.Conn
 	return v
 }
 

@@ -27,17 +27,18 @@ const patience = 20 * time.Second
 // talk is a conversation through a core: the test plays the client and the server, and reads like a
 // list of who says what. HOST in a text stands for the server's address.
 type talk struct {
-	t      testing.TB
-	core   *proxycore.Core
-	opts   *option.Registry
-	ln     *net.TCPListener
-	host   string
-	client *net.TCPConn
-	server *net.TCPConn
-	hooks  *hooks
-	kept   *kept
-	served chan struct{}
-	logs   *bytes.Buffer
+	t       testing.TB
+	core    *proxycore.Core
+	opts    *option.Registry
+	ln      *net.TCPListener
+	host    string
+	client  *net.TCPConn
+	server  *net.TCPConn
+	hooks   *hooks
+	kept    *kept
+	served  chan struct{}
+	handler proxycore.Handler
+	logs    *bytes.Buffer
 }
 
 type setup struct {
@@ -46,6 +47,7 @@ type setup struct {
 	options     []string
 	limits      http1.Config
 	prefix      int64
+	patience    time.Duration
 	raw         proxycore.Handler
 	secure      bool
 }
@@ -78,15 +80,16 @@ func (k *talk) start(with setup) {
 		with.raw = proxycore.HandlerFunc(relay)
 	}
 	svc := exchange.New(exchange.Config{
-		Options: exOpts, NewServer: framing.NewServer(exOpts), Raw: with.raw, Prefix: with.prefix,
+		Options: exOpts, NewServer: framing.NewServer(exOpts), Raw: with.raw, Prefix: with.prefix, Patience: with.patience,
 	})
 	h := framing.Handler(svc)
+	k.handler = h
 	var logger *slog.Logger
 	if _, bench := k.t.(*testing.B); !bench {
 		logger = slog.New(slog.NewTextHandler(&lockedWriter{w: k.logs}, nil))
 	}
 	k.core = proxycore.New(proxycore.Config{
-		Options: coreOpts, Recorder: k.kept, Logger: logger,
+		Options: coreOpts, Recorder: k.kept, Logger: logger, GraceTimeout: time.Millisecond,
 		Protocols: proxycore.Protocols{HTTP1: h, TCP: with.raw, Pass: with.raw},
 	})
 	k.core.SetAddons(k.hooks)

@@ -1,0 +1,194 @@
+package http1_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"testing"
+	"time"
+
+	"mitm-appliance/flow"
+	"mitm-appliance/proxycore"
+	"mitm-appliance/proxycore/http1"
+)
+
+// TestMain fails when tests leave goroutines behind: each has an owner that waits for it.
+func TestMain(m *testing.M) {
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	for end := time.Now().Add(patience); runtime.NumGoroutine() > before && code == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+			fmt.Fprintf(os.Stderr, "%d goroutines are left, %d were there before\n", runtime.NumGoroutine(), before)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+const (
+	faultRequest  = "POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3;x\r\nabc\r\n0\r\nT: 1\r\n\r\n"
+	faultResponse = "HTTP/1.1 100 C\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
+)
+
+// oneEnd checks that a flow has exactly one terminal hook, and says why when it is an error.
+func (k *talk) oneEnd(what string) {
+	k.t.Helper()
+	ends := 0
+	for _, name := range strings.Fields(k.hooks.list()) {
+		if name == "response" || name == "error" {
+			ends++
+		}
+	}
+	flows := k.kept.finished()
+	if ends != len(flows) {
+		k.t.Errorf("%s: %d flows, hooks %s", what, len(flows), k.hooks.list())
+	}
+	for _, f := range flows {
+		if strings.HasSuffix(k.hooks.list(), "error") && (f.Error == nil || f.Error.Message == "") {
+			k.t.Errorf("%s: no reason in the flow", what)
+		}
+	}
+}
+
+// TestClientResetsAtEveryByte and its sibling: never a hang, a leak or a second end.
+func TestClientResetsAtEveryByte(t *testing.T) {
+	for _, streamed := range []bool{false, true} {
+		for i := range len(faultRequest) {
+			k := faulty(t, streamed)
+			k.clientSends(k.text(faultRequest)[:i])
+			if i%2 == 0 {
+				proxycore.Abort(k.client)
+			}
+			k.finished()
+			k.oneEnd(fmt.Sprintf("streamed %v, byte %d", streamed, i))
+		}
+	}
+}
+
+func TestServerResetsAtEveryByte(t *testing.T) {
+	for _, streamed := range []bool{false, true} {
+		for i := range len(faultResponse) {
+			k := faulty(t, streamed)
+			k.clientSends(faultRequest)
+			k.serverGets(faultRequest)
+			k.serverSends(faultResponse[:i])
+			if i%2 == 0 {
+				k.cutServer()
+			} else {
+				k.server.Close()
+			}
+			_ = k.client.SetReadDeadline(time.Now().Add(patience))
+			_, _ = io.Copy(io.Discard, k.client) // a page, a cut response: whatever, but an end
+			k.finished()
+			k.oneEnd(fmt.Sprintf("streamed %v, byte %d", streamed, i))
+		}
+	}
+}
+
+func faulty(t *testing.T, streamed bool) *talk {
+	k := begin(t, setup{limits: http1.Config{Linger: time.Millisecond}})
+	if streamed {
+		k.hooks.on("requestheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
+		k.hooks.on("responseheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
+	}
+	return k
+}
+
+// TestKillWhileStreaming cuts both directions in the middle of a body.
+func TestKillWhileStreaming(t *testing.T) {
+	for _, upload := range []bool{false, true} {
+		k := begin(t, setup{})
+		if upload {
+			k.hooks.on("requestheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
+			head := "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 100\r\n\r\nabc"
+			k.clientSends(head)
+			k.serverGets(head)
+		} else {
+			k.clientSends(get)
+			k.serverGets(get)
+			head := "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nabc"
+			k.serverSends(head)
+			k.clientGets(head)
+		}
+		if err := k.live(0).Kill(nil); err != nil {
+			t.Fatal(err)
+		}
+		k.cut("client", k.client)
+		k.cut("server", k.server)
+		if f := k.flow(0); f.Error == nil || f.Error.Message != flow.Killed || !strings.HasSuffix(k.hooks.list(), " error") {
+			t.Errorf("upload %v: %+v, hooks %s", upload, f.Error, k.hooks.list())
+		}
+	}
+}
+
+// TestGigabyte streams a gigabyte each way through a few megabytes of memory.
+func TestGigabyte(t *testing.T) {
+	const total = 1 << 30
+	if testing.Short() {
+		t.Skip("a gigabyte takes a few seconds")
+	}
+	for _, c := range []struct{ name, request, response string }{
+		{"down, fixed", get, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", total)},
+		{"down, until the end", get, "HTTP/1.1 200 OK\r\n\r\n"},
+		{"up, fixed", fmt.Sprintf("POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: %d\r\n\r\n", total), ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			k := begin(t, setup{options: []string{"store_streamed_bodies=false"}})
+			from, to := io.Writer(k.client), io.Reader(nil)
+			k.clientSends(c.request)
+			k.serverGets(c.request)
+			to = k.server
+			if c.response != "" {
+				k.serverSends(c.response)
+				from, to = k.server, k.client
+			}
+			all := int64(total + len(c.response))
+			_, _ = k.client.SetReadDeadline(time.Time{}), k.server.SetReadDeadline(time.Time{})
+			var before, peak runtime.MemStats
+			runtime.ReadMemStats(&before)
+			done := make(chan int64)
+			go func() {
+				n, _ := io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.LimitReader(to, all), make([]byte, 256<<10))
+				done <- n
+			}()
+			piece := make([]byte, 256<<10)
+			for range total / len(piece) {
+				if _, err := from.Write(piece); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := <-done; n != all {
+				t.Fatalf("%d bytes arrived", n)
+			}
+			runtime.ReadMemStats(&peak)
+			if grown := int64(peak.Sys) - int64(before.Sys); grown > 64<<20 {
+				t.Errorf("memory grew by %d MB", grown>>20)
+			}
+		})
+	}
+}
+
+// TestBackpressure: a client that does not read stops the server.
+func TestBackpressure(t *testing.T) {
+	k := begin(t, setup{})
+	_ = k.client.SetReadBuffer(64 << 10)
+	k.clientSends(get)
+	k.serverGets(get)
+	k.serverSends("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+	piece, sent := make([]byte, 64<<10), 0
+	for {
+		_ = k.server.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		n, err := k.server.Write(piece)
+		sent += n
+		if err != nil {
+			break
+		}
+		if sent > 64<<20 {
+			t.Fatal("the server never had to wait")
+		}
+	}
+}
