@@ -180,9 +180,12 @@ func TestRecordedFlowsAreSavedOnce(t *testing.T) {
 	core.SetAddons(d.Addon)
 	failed := &flow.Error{Message: "broken"}
 	for i, f := range []*flow.Flow{
-		{Kind: flow.KindHTTP, Error: failed, HTTP: &flow.HTTP{Response: &flow.Response{}}}, {Kind: flow.KindHTTP, HTTP: &flow.HTTP{Response: &flow.Response{}}},
-		{Kind: flow.KindHTTP, Error: failed, HTTP: &flow.HTTP{WebSocket: &flow.WebSocket{}}}, {Kind: flow.KindDNS, Error: failed, DNS: &flow.DNS{Response: &flow.DNSMessage{}}},
-		{Kind: flow.KindTCP, Error: failed, Stream: &flow.Stream{}}, {Kind: flow.KindUDP, Stream: &flow.Stream{}},
+		{Kind: flow.KindHTTP, Error: failed, HTTP: &flow.HTTP{Response: &flow.Response{}}},
+		{Kind: flow.KindHTTP, HTTP: &flow.HTTP{Response: &flow.Response{}}},
+		{Kind: flow.KindHTTP, Error: failed, HTTP: &flow.HTTP{WebSocket: &flow.WebSocket{}}},
+		{Kind: flow.KindDNS, Error: failed, DNS: &flow.DNS{Response: &flow.DNSMessage{}}},
+		{Kind: flow.KindTCP, Error: failed, Stream: &flow.Stream{}},
+		{Kind: flow.KindUDP, Stream: &flow.Stream{}},
 	} {
 		f.ID, f.Comment = flow.NewID(time.Now()), fmt.Sprint(i)
 		if err := core.Replay(t.Context(), f); err != nil {

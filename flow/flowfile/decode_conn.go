@@ -113,7 +113,7 @@ func endpoint(name string, extra map[string]any) func(element) (netip.AddrPort, 
 		ip, err := netip.ParseAddr(host)
 		if err != nil {
 			extra[name] = flow.JoinHostPort(host, port)
-			return netip.AddrPort{}, nil
+			return netip.AddrPort{}, nil //nolint:nilerr // a host name here is odd but no damage, and kept in extra
 		}
 		if scope != 0 && ip.Is6() && ip.Zone() == "" {
 			ip = ip.WithZone(strconv.FormatInt(scope, 10))

@@ -133,8 +133,14 @@ func interimFacts(rs []flow.Response) []any {
 		for _, f := range r.Header {
 			header = append(header, []any{f.Name, f.Value})
 		}
-		list = append(list, record{{"http_version", r.Version}, {"status_code", r.Status}, {"reason", r.Reason},
-			{"headers", header}, {"timestamp_start", r.Start}, {"timestamp_end", r.End}})
+		list = append(list, record{
+			{"http_version", r.Version},
+			{"status_code", r.Status},
+			{"reason", r.Reason},
+			{"headers", header},
+			{"timestamp_start", r.Start},
+			{"timestamp_end", r.End},
+		})
 	}
 	return list
 }

@@ -149,7 +149,9 @@ func (c *maker) tcp() *flow.Flow {
 		Protocol: "ssh", Sent: 3, Received: 70_000,
 		Messages: []flow.StreamMessage{
 			{FromClient: true, Data: []byte("SSH"), Size: 3, Time: c.tick()},
-			{Size: 65_536, Time: c.tick()}, {Data: []byte("x"), Size: 1, Time: c.tick(), Injected: true}, {Data: []byte("y"), Size: 1, Time: c.tick(), Dropped: true},
+			{Size: 65_536, Time: c.tick()},
+			{Data: []byte("x"), Size: 1, Time: c.tick(), Injected: true},
+			{Data: []byte("y"), Size: 1, Time: c.tick(), Dropped: true},
 		},
 	}
 	return tcp
