@@ -63,6 +63,7 @@ type world struct {
 	t      *testing.T
 	stack  *Stack
 	client *stack.Stack
+	link   stack.LinkEndpoint // the client's end
 }
 
 func newWorld(t *testing.T, cfg Config, h Handler) *world {
@@ -72,7 +73,7 @@ func newWorld(t *testing.T, cfg Config, h Handler) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, stack: s, client: newClient(t, far)}
+	w := &world{t: t, stack: s, client: newClient(t, far), link: far}
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Errorf("close: %v", err)
