@@ -34,53 +34,70 @@ func (j *journal) note(name string, l *proxycore.LiveFlow) error {
 func (j *journal) RequestHeaders(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("requestheaders", l)
 }
+
 func (j *journal) Request(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("request", l)
 }
+
 func (j *journal) ResponseHeaders(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("responseheaders", l)
 }
+
 func (j *journal) Response(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("response", l)
 }
+
 func (j *journal) Error(_ context.Context, l *proxycore.LiveFlow) error { return j.note("error", l) }
+
 func (j *journal) WebSocketStart(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("websocket_start", l)
 }
+
 func (j *journal) WebSocketMessage(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("websocket_message", l)
 }
+
 func (j *journal) WebSocketEnd(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("websocket_end", l)
 }
+
 func (j *journal) DNSRequest(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("dns_request", l)
 }
+
 func (j *journal) DNSResponse(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("dns_response", l)
 }
+
 func (j *journal) DNSError(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("dns_error", l)
 }
+
 func (j *journal) TCPStart(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("tcp_start", l)
 }
+
 func (j *journal) TCPMessage(_ context.Context, l *proxycore.LiveFlow) error {
 	if j.stop != nil {
 		j.stop()
 	}
 	return j.note("tcp_message", l)
 }
+
 func (j *journal) TCPEnd(_ context.Context, l *proxycore.LiveFlow) error { return j.note("tcp_end", l) }
+
 func (j *journal) TCPError(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("tcp_error", l)
 }
+
 func (j *journal) UDPStart(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("udp_start", l)
 }
+
 func (j *journal) UDPMessage(_ context.Context, l *proxycore.LiveFlow) error {
 	return j.note("udp_message", l)
 }
+
 func (j *journal) UDPEnd(_ context.Context, l *proxycore.LiveFlow) error { return j.note("udp_end", l) }
 
 // kept is a recorder that remembers the last flow.
