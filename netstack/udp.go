@@ -21,7 +21,7 @@ func (s *Stack) handleUDPPacket(id stack.TransportEndpointID, pkt *stack.PacketB
 		s.count.badAddress.Add(1)
 		return true
 	}
-	if !validUDP(pkt) {
+	if !s.validUDP(pkt) {
 		return false
 	}
 	c := s.openUDP(id, pkt)
@@ -118,14 +118,18 @@ func (s *Stack) forgetUDP(c *UDPConn) {
 }
 
 // validUDP checks the length and, unless the link vouches for it, the checksum.
-func validUDP(pkt *stack.PacketBuffer) bool {
+// No link can vouch for a datagram that is larger than its MTU: it came in
+// fragments.
+func (s *Stack) validUDP(pkt *stack.PacketBuffer) bool {
 	network := pkt.Network()
+	size := pkt.Data().Size()
+	vouched := pkt.RXChecksumValidated && uint32(size+header.UDPMinimumSize+header.IPv4MinimumSize) <= s.link.MTU()
 	length, sum := header.UDPValid(
 		header.UDP(pkt.TransportHeader().Slice()),
 		func() uint16 { return pkt.Data().Checksum() },
-		uint16(pkt.Data().Size()),
+		uint16(size),
 		pkt.NetworkProtocolNumber,
 		network.SourceAddress(), network.DestinationAddress(),
-		pkt.RXChecksumValidated)
+		vouched)
 	return length && sum
 }

@@ -65,7 +65,7 @@ var _ stack.TransportEndpoint = (*udpEndpoint)(nil)
 // HandlePacket implements stack.TransportEndpoint.
 func (e *udpEndpoint) HandlePacket(_ stack.TransportEndpointID, pkt *stack.PacketBuffer) {
 	c := (*UDPConn)(e)
-	if !validUDP(pkt) {
+	if !c.stack.validUDP(pkt) {
 		c.stack.ip.Stats().UDP.ChecksumErrors.Increment()
 		return
 	}
