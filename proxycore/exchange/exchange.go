@@ -40,9 +40,9 @@ type exchange struct {
 
 var (
 	errRequestTooLarge = &Failure{http.StatusRequestEntityTooLarge,
-		errors.New("Request body exceeds mitmproxy's body_size_limit.")}
+		errors.New("Request body exceeds the option body_size_limit.")}
 	errResponseTooLarge = &Failure{http.StatusBadGateway,
-		errors.New("Response body exceeds mitmproxy's body_size_limit.")}
+		errors.New("Response body exceeds the option body_size_limit.")}
 	errNoResponse = badGateway(errors.New("a hook removed the response"))
 )
 

@@ -2,6 +2,8 @@ package exchange
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"mitm-appliance/flow"
@@ -94,8 +96,15 @@ func (c *Conversation) takeOpened(ctx context.Context, r proxycore.Route) (*prox
 	if r.Address == c.s.Target && c.s.ServerErr != nil {
 		return nil, c.s.ServerErr
 	}
-	if conn := c.s.TakeServer(r); conn != nil || !r.TLS {
-		return conn, nil
+	if conn := c.s.TakeServer(r); conn != nil {
+		if c.svc.speaks(conn) {
+			return conn, nil
+		}
+		_ = conn.Close() // it was asked for something else; a new one is not
+		return nil, nil
+	}
+	if !r.TLS {
+		return nil, nil
 	}
 	plain := r
 	plain.TLS, plain.ALPN = false, ""
@@ -108,6 +117,13 @@ func (c *Conversation) takeOpened(ctx context.Context, r proxycore.Route) (*prox
 		return nil, err
 	}
 	return conn, nil
+}
+
+// speaks reports whether what was agreed on with the server in TLS is something that NewServer knows.
+func (v *Service) speaks(conn *proxycore.ServerConn) bool {
+	tls := conn.Info().TLS
+	return tls == nil || tls.ALPN == "" || strings.HasPrefix(tls.ALPN, "http/1") ||
+		slices.Contains(strings.Split(v.cfg.ALPN, ","), tls.ALPN)
 }
 
 // unreachable describes a server that could not be connected to, for the flow (HTTP-43).

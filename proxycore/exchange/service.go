@@ -76,19 +76,9 @@ type Conversation struct {
 	idle []idleServer // oldest first
 }
 
-// Converse begins a conversation. Close it.
+// Converse begins a conversation. Connections to servers that wait for more requests close with s,
+// after its client's (HOOK-21).
 func (v *Service) Converse(s *proxycore.Session) *Conversation { return &Conversation{svc: v, s: s} }
-
-// Close ends the connections to servers that wait for more requests.
-func (c *Conversation) Close() {
-	c.mu.Lock()
-	idle := c.idle
-	c.idle = nil
-	c.mu.Unlock()
-	for _, e := range idle {
-		e.server.Close()
-	}
-}
 
 // Serve runs one exchange: h.Request is filled in by the framing, and invalid is what is wrong with
 // it. more says that the client's connection can carry another exchange; without it, a response that

@@ -41,6 +41,9 @@ func (c *Conversation) tunnel(ctx context.Context, cl Client, h *flow.HTTP) (mor
 		l.Finish(ctx)
 		return failed == nil && l.Err() == nil, nil
 	}
+	if h.Response.Version == "" { // a hook's
+		h.Response.Version = req.Version
+	}
 	err = l.FireQuiet(ctx, proxycore.OnHTTPConnected)
 	if err == nil {
 		err = cl.Respond(req, h.Response)

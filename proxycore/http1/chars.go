@@ -12,35 +12,24 @@ const (
 var classes = classify() // never written after start
 
 func classify() (t [256]uint8) {
-	for c := 0; c < 256; c++ {
-		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
-		digit := c >= '0' && c <= '9'
-		if letter || digit || contains("!#$%&'*+-.^_`|~", c) {
-			t[c] |= classToken
-		}
-		if c == '\t' || c >= 0x20 && c != 0x7f {
-			t[c] |= classValue
-		}
-		if c > 0x20 && c != 0x7f {
-			t[c] |= classTarget
-		}
-		if c > 0x20 && c != 0x7f && !contains("/\\?#@<>\"{}^`|", c) {
-			t[c] |= classHost
-		}
-		if digit || c|0x20 >= 'a' && c|0x20 <= 'f' {
-			t[c] |= classHex
+	add := func(class uint8, set string) {
+		for i := 0; i < len(set); i++ {
+			t[set[i]] |= class
 		}
 	}
+	for c := 0x21; c < 256; c++ {
+		if c != 0x7f {
+			t[c] = classValue | classTarget | classHost
+		}
+	}
+	add(classValue, "\t ")
+	for _, c := range []byte("/\\?#@<>\"{}^`|") {
+		t[c] &^= classHost
+	}
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	add(classToken, letters+"0123456789!#$%&'*+-.^_`|~")
+	add(classHex, "0123456789abcdefABCDEF")
 	return t
-}
-
-func contains(set string, c int) bool {
-	for i := 0; i < len(set); i++ {
-		if int(set[i]) == c {
-			return true
-		}
-	}
-	return false
 }
 
 // all reports whether every byte of s is of a class.

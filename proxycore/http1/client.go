@@ -134,32 +134,40 @@ func (c *client) End(trailer flow.Header) error {
 // understand them, and decides whether the connection stays (H1-11, H1-12).
 func (c *client) plan(req *flow.Request, resp *flow.Response, whole bool) kind {
 	f := inspect(resp.Header)
+	if !strings.HasPrefix(resp.Version, "HTTP/1") { // translated, or made by a hook
+		resp.Version = "HTTP/1.1"
+		if !whole && f.encodings+f.lengths == 0 && !bodiless(req.Method, resp.Status) {
+			resp.Header.Set("Transfer-Encoding", "chunked")
+			f.encodings, f.encoding = 1, "chunked"
+		}
+	}
 	k := untilEOF
 	switch {
 	case bodiless(req.Method, resp.Status):
 		k = noBody
-	case f.chunkedLast() && req.Version != "HTTP/1.0":
-		k = chunked
-		if f.lengths > 0 && c.strict { // hooks made it ambiguous
-			resp.Header.Del("content-length")
-		}
 	case f.chunkedLast():
-		resp.Header.Del("transfer-encoding") // unknown to HTTP/1.0 (RFC 9112, section 6.1)
-		if whole {
-			resp.Header.Set("Content-Length", strconv.Itoa(len(resp.Body.Data)))
-			k = fixed
-		}
+		k = c.planChunked(req, resp, &f, whole)
 	case f.encodings == 0 && f.lengths > 0:
 		k = fixed
-	case f.encodings == 0 && !strings.HasPrefix(resp.Version, "HTTP/1") && req.Version != "HTTP/1.0":
-		resp.Header.Set("Transfer-Encoding", "chunked")
-		k = chunked
-	}
-	if !strings.HasPrefix(resp.Version, "HTTP/1") {
-		resp.Version = "HTTP/1.1"
 	}
 	c.keep = c.persistent && !c.refused && f.persistent(resp.Version) && k != untilEOF
 	return k
+}
+
+// planChunked keeps chunks away from HTTP/1.0, which does not know them (RFC 9112, section 6.1).
+func (c *client) planChunked(req *flow.Request, resp *flow.Response, f *facts, whole bool) kind {
+	if req.Version != "HTTP/1.0" {
+		if f.lengths > 0 && c.strict { // hooks made it ambiguous
+			resp.Header.Del("content-length")
+		}
+		return chunked
+	}
+	resp.Header.Del("transfer-encoding")
+	if !whole {
+		return untilEOF
+	}
+	resp.Header.Set("Content-Length", strconv.Itoa(len(resp.Body.Data)))
+	return fixed
 }
 
 // Interrupt wakes a Read of the body.

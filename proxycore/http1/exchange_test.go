@@ -1,6 +1,7 @@
 package http1_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -382,6 +383,54 @@ func TestServerUnreachable(t *testing.T) {
 	if f := k.flow(0); f.Error == nil || f.Server == nil || !strings.Contains(f.Server.Error, "refused") {
 		t.Errorf("recorded %+v", f)
 	}
+}
+
+// TestServerErr: why an outer layer could not reach the server is told to the client (TLS-02).
+func TestServerErr(t *testing.T) {
+	k := begin(t, setup{transparent: true, serverErr: errors.New("certificate expired")})
+	k.clientSends(get)
+	if body := k.clientPage("502 Bad Gateway"); !strings.Contains(body, "certificate expired") {
+		t.Errorf("page %s", body)
+	}
+	k.wantHooks("requestheaders request error")
+}
+
+// TestLastHooks: the client's end comes before its servers' (HOOK-11, HOOK-21).
+func TestLastHooks(t *testing.T) {
+	k := begin(t, setup{})
+	ends := &ends{hooks: k.hooks}
+	k.core.SetAddons(ends)
+	k.clientSends(get)
+	k.serverGets(get)
+	k.serverSends("HTTP/1.1 204 \r\n\r\n")
+	k.clientGets("HTTP/1.1 204 \r\n\r\n")
+	k.finished()
+	k.wantHooks("client_disconnected server_disconnected")
+}
+
+// ends is an addon that notes only how a conversation ends.
+type ends struct{ hooks *hooks }
+
+func (e *ends) ClientDisconnected(context.Context, *proxycore.ClientData) error {
+	return e.hooks.note("client_disconnected", nil)
+}
+func (e *ends) ServerDisconnected(context.Context, *proxycore.ServerData) error {
+	return e.hooks.note("server_disconnected", nil)
+}
+
+// TestAmbiguousByHook: a hook that leaves two framings behind does not smuggle.
+func TestAmbiguousByHook(t *testing.T) {
+	k := begin(t, setup{})
+	k.hooks.on("request", func(l *proxycore.LiveFlow) {
+		l.HTTP.Request.Header.Add("Transfer-Encoding", "chunked")
+	})
+	k.hooks.on("response", func(l *proxycore.LiveFlow) {
+		l.HTTP.Response.Header.Add("Transfer-Encoding", "chunked")
+	})
+	k.clientSends("POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1\r\n\r\na")
+	k.serverGets("POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n")
+	k.serverSends("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+	k.clientGets("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
 }
 
 // TestHookAnswers: no server is contacted (HTTP-03).

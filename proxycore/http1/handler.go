@@ -21,7 +21,6 @@ type handler struct {
 func (h *handler) Serve(ctx context.Context, s *proxycore.Session) error {
 	c := newClient(h.f, s)
 	conv := h.svc.Converse(s)
-	defer conv.Close()
 	for {
 		hx, invalid, err := c.next(h.svc.Options().Strict())
 		if err != nil {

@@ -115,12 +115,11 @@ func (r *reader) section(cfg *Config, first func([]byte) error, wait func()) (s 
 		i := bytes.IndexByte(b[scanned:], '\n')
 		if i < 0 {
 			scanned = len(b)
-			if scanned > cfg.MaxHead || scanned-line > cfg.MaxLine {
+			if cfg.exceeded(scanned, scanned-line, 0) {
 				return s, tooLarge(s.lines, cfg)
 			}
-			if first != nil && s.lines > 0 {
-				l, _, _ := bytes.Cut(b, []byte("\n"))
-				if err := first(bytes.TrimSuffix(l, []byte("\r"))); err != nil {
+			if s.lines > 0 && first != nil {
+				if err := first(firstLine(b)); err != nil {
 					return s, err
 				}
 				first = nil
@@ -129,33 +128,49 @@ func (r *reader) section(cfg *Config, first func([]byte) error, wait func()) (s 
 				wait()
 				wait = nil
 			}
-			if err := r.fill(); err != nil {
-				if err == io.EOF && len(b) > 0 {
-					err = io.ErrUnexpectedEOF
-				}
+			if err := r.fillSection(); err != nil {
 				return s, err
 			}
 			continue
 		}
 		end := scanned + i
 		length := end - line
-		crlf := end > line && b[end-1] == '\r'
-		if !crlf {
-			s.bare = true
-		} else {
+		if crlf := end > line && b[end-1] == '\r'; crlf {
 			length--
+		} else {
+			s.bare = true
 		}
 		if length == 0 {
 			s.text = string(b[:line])
 			r.r += end + 1
 			return s, nil
 		}
-		if end > cfg.MaxHead || length > cfg.MaxLine || s.lines > cfg.MaxFields {
+		if cfg.exceeded(end, length, s.lines) {
 			return s, tooLarge(s.lines, cfg)
 		}
 		s.lines++
 		line, scanned = end+1, end+1
 	}
+}
+
+// fillSection is fill for a section that may have begun.
+func (r *reader) fillSection() error {
+	begun := r.buffered() > 0
+	err := r.fill()
+	if err == io.EOF && begun {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func firstLine(b []byte) []byte {
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	return bytes.TrimSuffix(line, []byte("\r"))
+}
+
+// exceeded reports whether a section of this size is too large; fields counts the first line not.
+func (c *Config) exceeded(bytes, line, fields int) bool {
+	return bytes > c.MaxHead || line > c.MaxLine || fields > c.MaxFields
 }
 
 func tooLarge(lines int, cfg *Config) error {

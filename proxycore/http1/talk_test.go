@@ -49,7 +49,7 @@ type setup struct {
 	prefix      int64
 	patience    time.Duration
 	raw         proxycore.Handler
-	secure      bool
+	serverErr   error
 }
 
 // begin starts a core, a listening server and a client connection.
@@ -94,7 +94,7 @@ func (k *talk) start(with setup) {
 	})
 	k.core.SetAddons(k.hooks)
 	first := proxycore.HandlerFunc(func(ctx context.Context, s *proxycore.Session) error {
-		s.Secure = with.secure
+		s.ServerErr = with.serverErr
 		return h.Serve(ctx, s)
 	})
 	k.connect(with, first)
