@@ -46,7 +46,8 @@ func declareOptions(r *option.Registry) *options {
 			}
 			return nil
 		})),
-		routes: r.Strings("tun_routes", nil, "Prefixes that tun mode routes into its device."),
+		routes:   r.Strings("tun_routes", nil, "Prefixes that tun mode routes into its device."),
+		showhost: r.Bool("showhost", false, "In URLs show the name in the Host header instead of the address."),
 	}
 }
 
