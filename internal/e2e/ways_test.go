@@ -21,6 +21,9 @@ func TestEveryWayIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := w.Forward(); err != nil {
+		t.Fatal(err)
+	}
 	w.launch(lab.Program{Dir: dir, Args: lab.Modes("e2e.test")})
 	if err := w.RouteBoard(lab.TourTUN); err != nil {
 		t.Fatal(err)

@@ -33,6 +33,7 @@ type Program struct {
 	Log    io.Writer       // a copy of stderr; nil for none
 	// Within is a command in front of the appliance's, such as one that puts it into a cgroup.
 	Within []string
+	Env    []string // beside this process's own
 }
 
 // Appliance is a running process.
@@ -146,7 +147,7 @@ func (w *World) launch(ctx context.Context, p Program) (*Appliance, *net.UnixCon
 	if err != nil {
 		return nil, nil, err
 	}
-	a.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+socket)
+	a.cmd.Env = append(append(os.Environ(), p.Env...), "NOTIFY_SOCKET="+socket)
 	if err := a.cmd.Start(); err != nil {
 		return nil, nil, errors.Join(err, ready.Close())
 	}

@@ -123,6 +123,9 @@ func build(net *netnstest.Lab) (*World, error) {
 	if err := w.makeDir(); err != nil {
 		return w, err
 	}
+	if err := w.ruleBoard(); err != nil {
+		return w, err
+	}
 	for _, h := range []*netnstest.Host{w.Laptop, w.Board, w.Gateway, w.Phone} {
 		if err := w.SetResolver(h, DNS4, DNS6); err != nil {
 			return w, err

@@ -22,10 +22,11 @@ import (
 
 // Way is one way into the appliance: whose traffic, and how it gets there.
 type Way struct {
-	Name  string // "transparent", "wireguard", "local", "tun", "regular"
-	Feed  string // as flows name it
-	Host  *netnstest.Host
-	Proxy string // URL of an explicit proxy, or ""
+	Name   string // "transparent", "wireguard", "local", "tun", "regular"
+	Feed   string // as flows name it
+	Client string // what kind of thing the host is: "laptop", "phone", ...
+	Host   *netnstest.Host
+	Proxy  string // URL of an explicit proxy, or ""
 }
 
 // Visit is one exchange of a real client with the Internet.
@@ -60,11 +61,11 @@ const TourTUN = "mitm0"
 // Ways lists the ways of an appliance that runs Modes on the gateway.
 func (w *World) Ways() []Way {
 	return []Way{
-		{Name: "transparent", Feed: "transparent", Host: w.Laptop},
-		{Name: "wireguard", Feed: "wireguard", Host: w.Phone},
-		{Name: "local", Feed: "local", Host: w.Gateway},
-		{Name: "tun", Feed: "tun", Host: w.Board},
-		{Name: "regular", Host: w.Laptop, Proxy: "http://" + net.JoinHostPort(GatewayLAN4, "8080")},
+		{Name: "transparent", Feed: "transparent", Client: "laptop", Host: w.Laptop},
+		{Name: "wireguard", Feed: "wireguard", Client: "phone", Host: w.Phone},
+		{Name: "local", Feed: "local", Client: "gateway", Host: w.Gateway},
+		{Name: "tun", Feed: "tun", Client: "board", Host: w.Board},
+		{Name: "regular", Client: "laptop", Host: w.Laptop, Proxy: "http://" + net.JoinHostPort(GatewayLAN4, "8080")},
 	}
 }
 
@@ -90,34 +91,44 @@ func (w *World) JoinPhone(ctx context.Context, program, dir string) error {
 	return w.Join(w.Phone, string(out))
 }
 
-// RouteBoard leads what the board sends into a TUN device of the gateway, as the owner of a router would
-// with "ip rule add iif lan1 lookup 77".
-func (w *World) RouteBoard(device string) error {
-	const table = 77
+// boardTable is where the board's packets look for routes first, as the owner of a router would say
+// with "ip rule add iif lan1 lookup 77". It is empty until RouteBoard.
+const boardTable = 77
+
+func (w *World) ruleBoard() error {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		rule := netlink.NewRule()
+		rule.Family, rule.IifName, rule.Table, rule.Priority = family, Bench, boardTable, 50
+		if err := w.Gateway.Netlink().RuleAdd(rule); err != nil {
+			return fmt.Errorf("lab: rule for %s: %w", Bench, err)
+		}
+	}
+	return nil
+}
+
+// Forward makes the gateway a router, which its owner does for the board; transparent mode needs no
+// such help.
+func (w *World) Forward() error {
 	for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
 		w.Gateway.Sysctl(key, "1")
 	}
-	if err := w.Net.Err(); err != nil {
-		return err
-	}
+	return w.Net.Err()
+}
+
+// RouteBoard leads what the board sends into a TUN device of the gateway, which has to forward.
+func (w *World) RouteBoard(device string) error {
 	nl := w.Gateway.Netlink()
 	link, err := nl.LinkByName(device)
 	if err != nil {
 		return err
 	}
-	for family, all := range map[int]string{netlink.FAMILY_V4: "0.0.0.0/0", netlink.FAMILY_V6: "::/0"} {
+	for _, all := range []string{"0.0.0.0/0", "::/0"} {
 		_, dst, err := net.ParseCIDR(all)
 		if err != nil {
 			return err
 		}
-		if err := nl.RouteReplace(&netlink.Route{Dst: dst, LinkIndex: link.Attrs().Index, Table: table}); err != nil {
+		if err := nl.RouteReplace(&netlink.Route{Dst: dst, LinkIndex: link.Attrs().Index, Table: boardTable}); err != nil {
 			return fmt.Errorf("lab: route into %s: %w", device, err)
-		}
-		rule := netlink.NewRule()
-		rule.Family, rule.IifName, rule.Table, rule.Priority = family, Bench, table, 50
-		_ = nl.RuleDel(rule) // of an earlier device
-		if err := nl.RuleAdd(rule); err != nil {
-			return fmt.Errorf("lab: rule for %s: %w", Bench, err)
 		}
 	}
 	return nil
@@ -181,7 +192,7 @@ func (w *World) dig(way Way, transport, server string, v6 bool) Visit {
 }
 
 func (w *World) echo(way Way, ip string, v6 bool) Visit {
-	text := "ping-from-" + way.Host.Name() + "-by-" + way.Name
+	text := "ping-from-the-" + way.Client + "-by-" + way.Name
 	to := netip.AddrPortFrom(netip.MustParseAddr(ip), EchoPort)
 	return Visit{
 		Way: way, What: "UDP echo", IPv6: v6, Want: text, To: to,
@@ -220,6 +231,9 @@ func (v Visit) typed(args []string) string {
 		}
 	}
 	words := []string{filepath.Base(args[0])}
+	if v.What == "UDP echo" {
+		return strings.Join(append(words, args[1:3]...), " ")
+	}
 	for i := 1; i < len(args); i++ {
 		switch a := args[i]; {
 		case a == "--max-time", a == "--cacert": // noise
