@@ -1,6 +1,28 @@
 package netstack
 
-import "net/netip"
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// warnInterval is the least time between two log lines about limits: a flood
+// of packets must not become one of lines.
+const warnInterval = 10 * time.Second
+
+// overLimit counts a packet that a limit has cost, and says so from time to
+// time.
+func (s *Stack) overLimit(count *atomic.Uint64, limit string, id stack.TransportEndpointID) {
+	dropped := count.Add(1)
+	now, last := time.Now().UnixNano(), s.warned.Load()
+	if now-last < int64(warnInterval) || !s.warned.CompareAndSwap(last, now) {
+		return
+	}
+	s.cfg.Logger.Warn("packet dropped, limit reached", "limit", limit, "dropped", dropped,
+		"client", addrPort(id.RemoteAddress, id.RemotePort), "destination", addrPort(id.LocalAddress, id.LocalPort))
+}
 
 // budget counts holders of a bounded resource, in total and per client. It has
 // no lock of its own: Stack.mu guards it.

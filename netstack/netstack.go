@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -51,7 +52,7 @@ type Handler interface {
 // Config holds limits and timeouts. The zero value of each field means the
 // default that is named with it.
 type Config struct {
-	Logger *slog.Logger // nil: nothing is logged
+	Logger *slog.Logger // for limits that were reached; nil: nothing is logged
 
 	// MaxHalfOpen bounds connections that are undecided or in the middle of
 	// their handshake: 4096; MaxHalfOpenPerClient those of one source address:
@@ -124,6 +125,7 @@ type Stack struct {
 	link    stack.LinkEndpoint
 	ip      *stack.Stack
 	count   counters
+	warned  atomic.Int64 // when a limit was last logged
 
 	forwarder *tcp.Forwarder
 

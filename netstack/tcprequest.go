@@ -39,7 +39,6 @@ const (
 type TCPRequest struct {
 	stack    *Stack
 	id       stack.TransportEndpointID
-	protocol uint32 // network protocol number
 	sequence uint32 // of the SYN
 	quote    []byte // the SYN's headers, for an ICMP error
 
@@ -227,7 +226,6 @@ func (s *Stack) handleSYN(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 	r := &TCPRequest{
 		stack:    s,
 		id:       id,
-		protocol: uint32(pkt.NetworkProtocolNumber),
 		sequence: segment.SequenceNumber(),
 	}
 	s.mu.Lock()
@@ -237,17 +235,17 @@ func (s *Stack) handleSYN(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 	}
 	if s.count.tcpLive.Load()+int64(s.halfOpen.total) >= int64(s.cfg.MaxTCP) {
 		s.mu.Unlock()
-		s.count.synOverLive.Add(1)
+		s.overLimit(&s.count.synOverLive, "MaxTCP", id)
 		return true
 	}
 	switch s.halfOpen.take(netipAddr(id.RemoteAddress)) {
 	case aboveTotal:
 		s.mu.Unlock()
-		s.count.synOverHalfOpen.Add(1)
+		s.overLimit(&s.count.synOverHalfOpen, "MaxHalfOpen", id)
 		return true
 	case aboveClient:
 		s.mu.Unlock()
-		s.count.synOverPerClient.Add(1)
+		s.overLimit(&s.count.synOverPerClient, "MaxHalfOpenPerClient", id)
 		return true
 	}
 	s.pending[id] = r

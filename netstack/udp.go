@@ -45,10 +45,10 @@ func (s *Stack) openUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) *
 	s.mu.Unlock()
 	switch bound {
 	case aboveTotal:
-		s.count.udpOverLive.Add(1)
+		s.overLimit(&s.count.udpOverLive, "MaxUDP", id)
 		return nil
 	case aboveClient:
-		s.count.udpOverPerClient.Add(1)
+		s.overLimit(&s.count.udpOverPerClient, "MaxUDPPerClient", id)
 		return nil
 	}
 	c, err := s.newUDPConn(id, pkt.NetworkProtocolNumber)

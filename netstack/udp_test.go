@@ -47,10 +47,10 @@ func TestUDPDatagramsOfEachSize(t *testing.T) {
 			}
 		}
 	}
-	st := w.stack.Stats().UDP
-	if st.Sessions != 2 || st.DatagramsIn != 14 || st.DatagramsOut != 14 || st.Queued != 0 {
-		t.Errorf("counted %+v", st)
-	}
+	eventually(t, "all counted", func() bool {
+		st := w.stack.Stats().UDP
+		return st.Sessions == 2 && st.DatagramsIn == 14 && st.DatagramsOut == 14 && st.Queued == 0
+	})
 }
 
 func TestUDPAddressesAndErrors(t *testing.T) {

@@ -111,7 +111,7 @@ func (c *UDPConn) receive(pkt *stack.PacketBuffer) {
 	}
 	if c.used+cost > s.cfg.UDPBuffer || s.count.udpQueued.Load()+int64(cost) > int64(s.cfg.UDPBufferTotal) {
 		c.mu.Unlock()
-		s.count.udpOverBuffer.Add(1)
+		s.overLimit(&s.count.udpOverBuffer, "UDPBuffer", c.id)
 		return
 	}
 	c.used += cost
