@@ -43,7 +43,8 @@ type Spec struct {
 // Registry is a set of declared options and their values. Safe for concurrent use; reads are one
 // atomic load. The zero Registry is not usable, see New.
 type Registry struct {
-	mu       sync.Mutex // declarations and changes, one at a time
+	changing sync.Mutex // declarations and changes, one at a time; held while subscribers are called
+	mu       sync.Mutex // guards the fields below, never while anybody else's code runs
 	specs    []Spec
 	index    map[string]int
 	deferred map[string][]string // text for options that nobody has declared yet (OPT-deferred)
@@ -61,6 +62,8 @@ func New() *Registry {
 // Declare adds an option and returns its position. Declaring a name twice, or a default that breaks
 // the declaration's own rules, is a programming error and panics.
 func (r *Registry) declare(s Spec) int {
+	r.changing.Lock()
+	defer r.changing.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, dup := r.index[s.Name]; dup {
@@ -85,8 +88,10 @@ func (r *Registry) declare(s Spec) int {
 
 // Subscribe registers f to be called after every change with the sorted names of what changed. An
 // error from f rolls the whole change back (OPT-update). f runs on the goroutine that made the
-// change and must not change options itself.
+// change; it may read options and must not change, declare or subscribe.
 func (r *Registry) Subscribe(f func(changed []string) error) {
+	r.changing.Lock()
+	defer r.changing.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.subs = append(r.subs, f)
@@ -94,41 +99,51 @@ func (r *Registry) Subscribe(f func(changed []string) error) {
 
 // Set changes several options at once, or none: values must have the Go type of the option.
 func (r *Registry) Set(values map[string]any) error {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	old := r.values.Load()
+	next, changed, err := r.changed(*old, values)
+	if err != nil || len(changed) == 0 {
+		return err
+	}
+	r.mu.Lock()
+	subs := slices.Clone(r.subs)
+	r.mu.Unlock()
+	r.values.Store(&next)
+	for n, sub := range subs {
+		err := sub(changed)
+		if err == nil {
+			continue
+		}
+		r.values.Store(old)
+		for _, told := range subs[:n+1] {
+			_ = told(changed) // the old values were accepted before
+		}
+		return err
+	}
+	return nil
+}
+
+// changed returns a copy of old with values in it, and the sorted names of those that differ.
+func (r *Registry) changed(old []any, values map[string]any) (next []any, changed []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := *r.values.Load()
-	next := slices.Clone(old)
-	var changed []string
+	next = slices.Clone(old)
 	for name, v := range values {
 		i, ok := r.index[name]
 		if !ok {
-			return &UnknownError{Name: name}
+			return nil, nil, &UnknownError{Name: name}
 		}
 		if err := r.specs[i].check(v); err != nil {
-			return err
+			return nil, nil, err
 		}
 		if !equal(old[i], v) {
 			changed = append(changed, name)
 		}
 		next[i] = v
 	}
-	if len(changed) == 0 {
-		return nil
-	}
 	sort.Strings(changed)
-	r.values.Store(&next)
-	for n, sub := range r.subs {
-		err := sub(changed)
-		if err == nil {
-			continue
-		}
-		r.values.Store(&old)
-		for _, told := range r.subs[:n+1] {
-			_ = told(changed) // the old values were accepted before
-		}
-		return err
-	}
-	return nil
+	return next, changed, nil
 }
 
 // Value returns an option's current value.
