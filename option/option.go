@@ -74,9 +74,9 @@ func (r *Registry) declare(s Spec) int {
 	}
 	value := s.Default
 	if texts, ok := r.deferred[s.Name]; ok {
-		delete(r.deferred, s.Name)
 		if v, err := s.parse(texts); err == nil && s.check(v) == nil {
 			value = v
+			delete(r.deferred, s.Name) // else Deferred goes on naming it
 		}
 	}
 	r.index[s.Name] = len(r.specs)
@@ -101,21 +101,21 @@ func (r *Registry) Subscribe(f func(changed []string) error) {
 func (r *Registry) Set(values map[string]any) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	old := r.values.Load()
-	next, changed, err := r.changed(*old, values)
+	old := *r.values.Load()
+	next, changed, err := r.changed(old, values)
 	if err != nil || len(changed) == 0 {
 		return err
 	}
+	r.values.Store(&next)
 	r.mu.Lock()
 	subs := slices.Clone(r.subs)
 	r.mu.Unlock()
-	r.values.Store(&next)
 	for n, sub := range subs {
 		err := sub(changed)
 		if err == nil {
 			continue
 		}
-		r.values.Store(old)
+		r.values.Store(&old)
 		for _, told := range subs[:n+1] {
 			_ = told(changed) // the old values were accepted before
 		}
@@ -124,8 +124,9 @@ func (r *Registry) Set(values map[string]any) error {
 	return nil
 }
 
-// changed returns a copy of old with values in it, and the sorted names of those that differ.
-func (r *Registry) changed(old []any, values map[string]any) (next []any, changed []string, err error) {
+// changed checks values and returns what the registry holds with them, and the sorted names of those
+// that differ.
+func (r *Registry) changed(old []any, values map[string]any) (next []any, names []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next = slices.Clone(old)
@@ -138,12 +139,12 @@ func (r *Registry) changed(old []any, values map[string]any) (next []any, change
 			return nil, nil, err
 		}
 		if !equal(old[i], v) {
-			changed = append(changed, name)
+			names = append(names, name)
 		}
 		next[i] = v
 	}
-	sort.Strings(changed)
-	return next, changed, nil
+	sort.Strings(names)
+	return next, names, nil
 }
 
 // Value returns an option's current value.

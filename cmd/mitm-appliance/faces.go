@@ -10,25 +10,32 @@ import (
 
 	"mitm-appliance/api"
 	"mitm-appliance/internal/appliance"
+	"mitm-appliance/option"
+	"mitm-appliance/ui/dump"
 )
 
 // faceCommand is a command that runs the appliance and shows it with a face. begin declares the
 // face's options and returns how to make it once they have values.
-func faceCommand(cmd *cobra.Command, begin func(*appliance.Appliance) func() face) *cobra.Command {
+func faceCommand(cmd *cobra.Command, begin func(*option.Registry) func() face) *cobra.Command {
 	fatal := make(chan error, 1)
-	a, err := appliance.New(appliance.Config{Version: version, Fatal: func(err error) {
+	level := &slog.LevelVar{}
+	a, err := appliance.New(appliance.Config{Version: version, LogLevel: level, Fatal: func(err error) {
 		select {
 		case fatal <- err:
 		default: // one reason is enough
 		}
 	}})
+	cmd.Args = cobra.NoArgs
 	if err != nil {
 		cmd.RunE = func(*cobra.Command, []string) error { return err }
 		return cmd
 	}
-	make := begin(a)
+	show := begin(a.Options())
 	s := addSettings(cmd, a.Options())
-	cmd.Args = cobra.NoArgs
+	a.Options().Subscribe(func([]string) error {
+		level.Set(verbosity(a.Options()))
+		return nil
+	})
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := s.apply(); err != nil {
 			return badUsage(cmd, err)
@@ -36,9 +43,37 @@ func faceCommand(cmd *cobra.Command, begin func(*appliance.Appliance) func() fac
 		if s.list {
 			return printOptions(cmd, a.Options())
 		}
-		return serve(cmd, a, fatal, make())
+		return serve(cmd, a, fatal, show())
 	}
 	return cmd
+}
+
+// verbosity is the level from which log records are kept, by the option termlog_verbosity.
+func verbosity(r *option.Registry) slog.Level {
+	v, _ := r.Value("termlog_verbosity")
+	switch v {
+	case "error":
+		return slog.LevelError
+	case "warn":
+		return slog.LevelWarn
+	case "debug":
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
+}
+
+func newDump() *cobra.Command {
+	return faceCommand(&cobra.Command{
+		Use:   "dump [flags]",
+		Short: "Print flows as they happen",
+		Example: `  mitm-appliance dump                                    proxy on port 8080, one line per flow
+  mitm-appliance dump -m transparent:lan0 -m wireguard   two feeds at once
+  mitm-appliance dump -w flows.mitm --flow-detail 0      record, print nothing
+  mitm-appliance dump -n -r flows.mitm --flow-detail 3   print a recording with its bodies`,
+	}, func(r *option.Registry) func() face {
+		o := dump.DeclareOptions(r)
+		return func() face { return dump.New(o, os.Stdout, os.Stderr).Run }
+	})
 }
 
 func newRun() *cobra.Command {
@@ -46,7 +81,9 @@ func newRun() *cobra.Command {
 		Use:     "run [flags]",
 		Short:   "Run as a service without a face of its own",
 		Example: `  mitm-appliance run -m transparent:lan0 -w /var/lib/mitm-appliance/flows.mitm`,
-	}, func(*appliance.Appliance) func() face {
+	}, func(r *option.Registry) func() face {
+		r.String("termlog_verbosity", "info", "From which level on log records are written.",
+			option.Choose("error", "warn", "info", "alert", "debug"))
 		return func() face { return logTo(os.Stderr) }
 	})
 }

@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -24,6 +26,7 @@ import (
 var version = "development"
 
 func main() {
+	signal.Ignore(syscall.SIGPIPE) // a closed pipe is an error to handle, and rules to undo, not an end
 	os.Exit(run(os.Args))
 }
 
@@ -78,7 +81,7 @@ to look at: over Wi-Fi and LAN (transparent), WireGuard, a TUN device, of this h
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(badUsage)
-	root.AddCommand(newRun(), newWG(), newCA(), newClean(), newVersion())
+	root.AddCommand(newDump(), newRun(), newWG(), newCA(), newClean(), newVersion())
 	markUsage(root)
 	return root
 }

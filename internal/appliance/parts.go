@@ -51,7 +51,7 @@ func (a *Appliance) newParts() (*parts, error) {
 		http:    exchange.DeclareOptions(a.registry),
 		stacks:  map[*netstack.Stack]string{},
 	}
-	cfg := tlsmitm.Config{Options: p.tlsOpts, Store: func() *certs.Store { return p.authority.Load().Store() }}
+	cfg := tlsmitm.Config{Options: p.tlsOpts, Logger: a.log, Store: func() *certs.Store { return p.authority.Load().Store() }}
 	if path := certs.KeyLogPath(os.Getenv); path != "" {
 		log, err := certs.OpenKeyLog(path, a.log)
 		if err != nil {
