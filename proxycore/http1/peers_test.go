@@ -18,40 +18,13 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"mitm-appliance/flow"
-	"mitm-appliance/proxycore"
 )
 
 // proxy listens as an explicit proxy and serves what comes.
 func proxy(t testing.TB, options ...string) (addr string, k *talk) {
 	t.Helper()
 	k = begin(t, setup{options: options, eager: true})
-	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var served sync.WaitGroup
-	served.Go(func() {
-		for {
-			conn, err := ln.AcceptTCP()
-			if err != nil {
-				return
-			}
-			served.Go(func() {
-				k.core.Serve(context.Background(), proxycore.Inbound{
-					Network: "tcp", Client: &flow.Client{}, First: k.handler,
-					Accept: func(context.Context) (proxycore.Conn, error) { return conn, nil },
-				})
-			})
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		k.core.Shutdown(context.Background())
-		served.Wait()
-	})
-	return ln.Addr().String(), k
+	return listen(t, k.core, k.handler), k
 }
 
 // TestNetHTTP sends random traffic between Go's own client and server.
