@@ -35,6 +35,9 @@ func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show 
 		<-shown
 		return startError(failed)
 	}
+	for _, err := range failed { // the others go on
+		a.Log().Error("mode failed to start", "err", err)
+	}
 	if err := appliance.DropPrivileges(a.Needs()); err != nil {
 		a.Log().Warn("cannot give up privileges that are no longer needed", "err", err)
 	}

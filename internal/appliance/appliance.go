@@ -110,9 +110,6 @@ func (a *Appliance) Start(ctx context.Context) []error {
 	a.running = true
 	a.changing.Unlock()
 	failed := a.applyModes(ctx)
-	for _, err := range failed {
-		a.log.Error("mode failed to start", "err", err)
-	}
 	a.core.Hooks().Running(ctx)
 	return failed
 }

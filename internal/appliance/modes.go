@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"mitm-appliance/capture"
 	"mitm-appliance/flow"
@@ -118,7 +119,11 @@ func (a *Appliance) openTUN(r *running, f *feed, cfg tun.Config) (*tun.Device, e
 	}
 	r.state.Interface = device.Name()
 	r.onStop(func() { a.closed("TUN device", device.Close()) })
-	stack, err := netstack.New(netstack.Config{Logger: a.log}, device.Endpoint(), f)
+	limits := netstack.Config{Logger: a.log}
+	if f.name == "local" { // all its clients share one address
+		limits.MaxHalfOpenPerClient, limits.MaxUDPPerClient = 4096, 16384
+	}
+	stack, err := netstack.New(limits, device.Endpoint(), f)
 	if err != nil {
 		return nil, err
 	}
@@ -266,8 +271,40 @@ func (a *Appliance) startTransparent(s mode.Spec) (mode.Instance, error) {
 		return r.abandon(err)
 	}
 	r.onStop(func() { a.closed("steering", steering.Undo()) })
+	r.onStop(a.guard(steering))
 	r.state.Interface = strings.Join(interfaces, ", ")
 	return r, nil
+}
+
+// guardEvery is how often somebody else's change of the rules is looked for.
+const guardEvery = 5 * time.Second
+
+// guard puts rules back that others remove, a firewall's reload above all, until the returned function
+// is called.
+func (a *Appliance) guard(steering *redirect.Redirect) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(guardEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+			}
+			if err := steering.Verify(); err != nil {
+				a.log.Warn("the steering of traffic was changed from outside and is put back", "err", err)
+				if err := steering.Apply(); err != nil {
+					a.log.Error("putting the steering back failed; captured traffic may pass unseen", "err", err)
+				}
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-done
+	}
 }
 
 // localMarks are the marks of local capture: another value than forwarded traffic's under the same
@@ -318,6 +355,7 @@ func (a *Appliance) startLocal(s mode.Spec) (mode.Instance, error) {
 		return r.abandon(err)
 	}
 	r.onStop(func() { a.closed("steering", steering.Undo()) })
+	r.onStop(a.guard(steering))
 	c, err := capture.New(capture.Config{
 		Logger: a.log, Spec: spec, Marks: localMarks(), Output: steering.SetOutput, DNS: netip.AddrPortFrom(dns, 53),
 	})
