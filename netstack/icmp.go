@@ -72,9 +72,10 @@ const quoted = 128
 
 // quote copies the start of a received packet.
 func quote(pkt *stack.PacketBuffer) []byte {
-	b := make([]byte, 0, quoted)
-	for _, part := range [][]byte{pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()} {
-		b = append(b, part[:min(len(part), quoted-len(b))]...)
+	parts := [][]byte{pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()}
+	b := make([]byte, 0, min(quoted, len(parts[0])+len(parts[1])))
+	for _, part := range parts {
+		b = append(b, part[:min(len(part), cap(b)-len(b))]...)
 	}
 	return b
 }

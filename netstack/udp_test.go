@@ -96,7 +96,16 @@ func TestUDPAddressesAndErrors(t *testing.T) {
 // That the client sees "connection refused" is tested with the kernel's UDP, in
 // package tun: gVisor's tells its user nothing of it.
 func TestUDPReject(t *testing.T) {
-	w := newWorld(t, Config{}, handlerFuncs{udp: func(c *UDPConn) { c.Reject() }})
+	t.Run("unread", func(t *testing.T) { testUDPReject(t, func(*UDPConn) {}) })
+	t.Run("read", func(t *testing.T) { testUDPReject(t, func(c *UDPConn) { _, _ = c.Read(make([]byte, 10)) }) })
+}
+
+func testUDPReject(t *testing.T, before func(*UDPConn)) {
+	w := newWorld(t, Config{}, handlerFuncs{udp: func(c *UDPConn) {
+		before(c)
+		c.Reject()
+		c.Reject() // harmless
+	}})
 	for _, server := range []netip.AddrPort{udp4, udp6} {
 		_, _ = w.dialUDP(server).Write([]byte("x"))
 	}

@@ -48,10 +48,10 @@ type UDPConn struct {
 
 	mu        sync.Mutex
 	queue     packetQueue
-	used      int   // memory of the queue
-	failed    error // returned by the next call
-	ended     error // why the session is closed, if not by Close
-	read      bool  // Read was called, Reject is no longer possible
+	used      int    // memory of the queue
+	failed    error  // returned by the next call
+	ended     error  // why the session is closed, if not by Close
+	opening   []byte // quote of the first datagram that was taken, for Reject
 	idleTimer *time.Timer
 }
 
@@ -156,8 +156,10 @@ func (c *UDPConn) Read(b []byte) (int, error) {
 			return 0, c.wrap("read", err)
 		}
 		c.mu.Lock()
-		c.read = true
 		pkt, err := c.take(), c.errorLocked()
+		if pkt != nil && c.opening == nil {
+			c.opening = quote(pkt)
+		}
 		c.mu.Unlock()
 		if pkt != nil {
 			w := tcpip.SliceWriter(b)
@@ -276,15 +278,16 @@ func (c *UDPConn) checksum(h header.UDP, pkt *stack.PacketBuffer, fits bool) {
 }
 
 // Reject answers the datagram that opened the session with an ICMP "port
-// unreachable" and closes the session. After the first Read it only closes.
+// unreachable" and closes the session, also after Reads: often the datagram
+// itself, or the server that got it, tells that nobody listens.
 func (c *UDPConn) Reject() {
 	c.mu.Lock()
-	var first []byte
-	if pkt := c.queue.front(); pkt != nil && !c.read {
+	first := c.opening
+	if pkt := c.queue.front(); pkt != nil && first == nil {
 		first = quote(pkt)
 	}
 	c.mu.Unlock()
-	if first != nil {
+	if first != nil && !c.closed.Load() {
 		c.stack.count.udpRejected.Add(1)
 		c.stack.sendUnreachable(c.id, first, portUnreachable)
 	}

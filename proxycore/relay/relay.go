@@ -110,6 +110,9 @@ func serve(ctx context.Context, s *proxycore.Session, kind flow.Kind, o *Options
 	l.OnInject(r.inject)
 	err = both(s, server, r.up, r.down)
 	l.Server = server.Info()
+	if errors.Is(err, syscall.ECONNREFUSED) && l.Stream.Received > 0 {
+		err = nil // the server has answered: it is a client that wants no more
+	}
 	if err != nil || l.Err() != nil {
 		return r.fail(err)
 	}
@@ -226,21 +229,32 @@ func (r *conversation) fail(err error) error {
 	}
 	r.l.Fail(err)
 	_ = r.l.FireQuiet(r.ctx, r.hooks.fail) // the flow ends either way
-	if c, ok := r.s.Conn.Unwrap().(interface{ Reject() }); ok && proxycore.IsRefused(err) {
-		c.Reject()
+	if proxycore.IsRefused(err) {
+		reject(r.s)
 	}
 	proxycore.Abort(r.s.Conn)
 	return err
 }
 
+// reject tells the client of a UDP conversation that nobody listens, where the transport can.
+func reject(s *proxycore.Session) {
+	if c, ok := s.Conn.Unwrap().(interface{ Reject() }); ok {
+		c.Reject()
+	}
+}
+
 // both runs the two directions until both have ended. A direction that ends in order closes the
 // write side of its target; one that fails, or a reset, cuts both ends. A silent UDP conversation
-// ends in order.
+// ends in order; in one that a side refuses, the client is refused.
 func both(s *proxycore.Session, server *proxycore.ServerConn, up, down func() error) error {
 	var failed error
 	var once sync.Once
 	end := func(err error, target proxycore.Conn, udp bool) {
 		switch {
+		case udp && errors.Is(err, syscall.ECONNREFUSED):
+			once.Do(func() { failed = err })
+			reject(s) // no use to a client that has refused itself, and no harm
+			_, _ = s.Conn.Close(), server.Transport().Close()
 		case err != nil && !isSilence(err, udp):
 			once.Do(func() { failed = err })
 			proxycore.Abort(s.Conn)
@@ -264,5 +278,5 @@ func both(s *proxycore.Session, server *proxycore.ServerConn, up, down func() er
 
 // isSilence is true for the ways in which a UDP conversation ends when nobody speaks any more.
 func isSilence(err error, udp bool) bool {
-	return udp && (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNREFUSED))
+	return udp && (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed))
 }
