@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,11 @@ const (
 	logBurst = 20
 )
 
+// awaited ends what wireguard-go reports every few seconds for each peer that
+// has a keepalive and has not called yet: the normal state of a phone that is
+// off. It is no problem.
+const awaited = "no known endpoint for peer"
+
 // deviceLogger passes wireguard-go's messages on: errors as warnings (none of
 // them stops the server), the rest at debug level, where verbose asks for it.
 func deviceLogger(log *slog.Logger, verbose bool) *device.Logger {
@@ -26,12 +32,16 @@ func deviceLogger(log *slog.Logger, verbose bool) *device.Logger {
 	l := &device.Logger{
 		Verbosef: device.DiscardLogf,
 		Errorf: func(format string, args ...any) {
+			text := fmt.Sprintf(format, args...)
+			if strings.HasSuffix(text, awaited) {
+				return
+			}
 			if !limit.Allow() {
 				suppressed.Add(1)
 				return
 			}
 			log.Warn("wireguard device reports a problem",
-				"text", fmt.Sprintf(format, args...), "suppressed", suppressed.Swap(0))
+				"text", text, "suppressed", suppressed.Swap(0))
 		},
 	}
 	if verbose && log.Enabled(context.Background(), slog.LevelDebug) {

@@ -1,6 +1,8 @@
 package wg
 
 import (
+	"bytes"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -23,5 +25,18 @@ func TestDeviceLogger(t *testing.T) {
 	deviceLogger(log, true).Verbosef("chatter %d", 2)
 	if !strings.Contains(out.String(), `level=DEBUG msg="wireguard device" text="chatter 2"`) {
 		t.Errorf("verbose messages do not appear in:\n%s", out.String())
+	}
+}
+
+func TestPeersThatHaveNotCalledAreNoProblem(t *testing.T) {
+	var out bytes.Buffer
+	l := deviceLogger(slog.New(slog.NewTextHandler(&out, nil)), false)
+	l.Errorf("%v - Failed to send handshake initiation: %v", "peer(x)", errors.New("no known endpoint for peer"))
+	if out.Len() > 0 {
+		t.Errorf("logged %q, want nothing", &out)
+	}
+	l.Errorf("%v - Failed to send handshake initiation: %v", "peer(x)", errors.New("network is unreachable"))
+	if !strings.Contains(out.String(), "network is unreachable") {
+		t.Errorf("logged %q, want the problem", &out)
 	}
 }
