@@ -37,7 +37,7 @@ func (v *Service) collect(r Receiver, most int64) (data []byte, done bool, err e
 		}
 		m, err := r.Read(data[len(data):cap(data)])
 		data = data[:len(data)+m]
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return trim(data), true, nil
 		}
 		if err != nil {
@@ -68,7 +68,7 @@ func (v *Service) collectSmall(r Receiver, most int64) (data []byte, done bool, 
 	if n > 0 {
 		data = slices.Clone((*buf)[:n])
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return data, true, nil
 	}
 	return data, false, err
@@ -85,7 +85,7 @@ func trim(data []byte) []byte {
 // drained takes the end of a body that is known to be empty.
 func drained(r Receiver) error {
 	var none [0]byte
-	if _, err := r.Read(none[:]); err != nil && err != io.EOF {
+	if _, err := r.Read(none[:]); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	return nil

@@ -23,31 +23,33 @@ const (
 // waited in the pool may have died unseen: then the request goes out once more on a fresh one, if the
 // server cannot have acted on it (RFC 9112, section 9.3.1).
 func (x *exchange) roundTrip(ctx context.Context) error {
-	err, again := x.attempt(ctx, false)
+	again, err := x.attempt(ctx, false)
 	if again && ctx.Err() == nil {
 		x.server.Abort()
-		x.joinUpload()
+		_ = x.joinUpload() // it failed because of that
+		x.server.Close()
 		x.server = nil
-		err, _ = x.attempt(ctx, true)
+		_, err = x.attempt(ctx, true)
 	}
 	return err
 }
 
-func (x *exchange) attempt(ctx context.Context, fresh bool) (err error, again bool) { //nolint:revive // the error is the result, again a remark on it
+// attempt is one try. again says that after its error another one is harmless.
+func (x *exchange) attempt(ctx context.Context, fresh bool) (again bool, err error) {
 	idempotent := isIdempotent(x.http.Request.Method)
 	waited, err := x.connect(ctx, fresh, !idempotent)
 	if err != nil {
-		return err, false
+		return false, err
 	}
 	sent := x.send()
 	if errors.Is(sent, ErrUnsent) && waited {
-		return badGateway(sent), true
+		return true, badGateway(sent)
 	}
 	err = x.receive() // a server may have answered before it stopped reading
 	if err == nil || sent == nil {
-		return err, waited && idempotent && errors.Is(err, ErrUnanswered)
+		return waited && idempotent && errors.Is(err, ErrUnanswered), err
 	}
-	return badGateway(fmt.Errorf("cannot send the request: %w", sent)), waited && idempotent
+	return waited && idempotent, badGateway(fmt.Errorf("cannot send the request: %w", sent))
 }
 
 // isIdempotent is RFC 9110, section 9.2.2.

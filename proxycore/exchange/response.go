@@ -139,8 +139,12 @@ func (x *exchange) upgrade(ctx context.Context) error {
 	case x.svc.cfg.Raw == nil || !x.conv.s.Options().RawTCP.Get():
 		return badGateway(errors.New("server switched protocols, and the option rawtcp does not allow to relay what follows"))
 	}
+	var err error
+	if x.unlocked(func() { err = x.awaitUpload() }); err != nil {
+		return err
+	}
 	resp.End = time.Now()
-	err := x.l.FireQuiet(ctx, proxycore.OnResponse)
+	err = x.l.FireQuiet(ctx, proxycore.OnResponse)
 	x.complete = true
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -92,7 +93,7 @@ func (c *Conversation) Serve(ctx context.Context, cl Client, h *flow.HTTP, inval
 		}
 		invalid = c.address(req)
 	}
-	if invalid == errNoDestination { //nolint:errorlint // made here and never wrapped
+	if errors.Is(invalid, errNoDestination) {
 		c.s.Logger().Info("request without destination", "method", req.Method, "path", req.Path)
 		_ = cl.Respond(req, c.svc.Page(invalid)) // the client is told what it did; whether it listens is its affair
 		return false, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -34,41 +35,63 @@ func responseOf(size int) string {
 }
 
 func benchMemory(b *testing.B, size int) {
+	b.ReportAllocs()
+	b.SetBytes(int64(size))
+	client, server := inMemory(b, b.N, browserGet, responseOf(size), b.ResetTimer)
+	b.StopTimer()
+	b.ReportMetric(float64(client.writes)/float64(b.N), "writes/op")
+	b.ReportMetric(float64(server.writes)/float64(b.N), "upstreamWrites/op")
+}
+
+// TestCosts keeps small exchanges cheap: one write each way, and few allocations.
+func TestCosts(t *testing.T) {
+	const n, most = 2000, 20
+	post := "POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 1000\r\n\r\n" + strings.Repeat("x", 1000)
+	var before, after runtime.MemStats
+	client, server := inMemory(t, n, post, responseOf(1000), func() { runtime.ReadMemStats(&before) })
+	runtime.ReadMemStats(&after)
+	if client.writes != n || server.writes != n {
+		t.Errorf("%d exchanges took %d writes to the client and %d to the server", n, client.writes, server.writes)
+	}
+	if allocs := (after.Mallocs - before.Mallocs) / n; allocs > most && !raceDetector {
+		t.Errorf("an exchange takes %d allocations, want at most %d", allocs, most)
+	}
+}
+
+// inMemory runs n recorded keep-alive exchanges without sockets.
+func inMemory(t testing.TB, n int, request, response string, begun func()) (client, server *scripted) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
 	defer ln.Close()
 	reg := option.New()
 	coreOpts, exOpts := proxycore.DeclareOptions(reg), exchange.DeclareOptions(reg)
-	_ = reg.SetText("connection_strategy=lazy")
 	framing := http1.New(http1.Config{})
 	svc := exchange.New(exchange.Config{Options: exOpts, NewServer: framing.NewServer(exOpts)})
 	h := framing.Handler(svc)
 	core := proxycore.New(proxycore.Config{Options: coreOpts, Recorder: last{new(*flow.Flow)}})
 	target := flow.Address{Host: "127.0.0.1", Port: uint16(ln.Addr().(*net.TCPAddr).Port)}
-	client := &scripted{piece: []byte(browserGet), left: b.N}
+	client = &scripted{piece: []byte(request), left: n}
+	server = &scripted{piece: []byte(response), left: n}
 	first := proxycore.HandlerFunc(func(ctx context.Context, s *proxycore.Session) error {
-		sc, err := s.Dial(ctx, proxycore.Route{Address: target})
+		sc, err := s.Dial(ctx, proxycore.Route{Address: target}) // a real one, whose stream is replaced
 		if err != nil {
 			return err
 		}
-		sc.Conn = &scripted{piece: []byte(responseOf(size)), left: b.N}
-		s.Server = sc
-		b.ReportAllocs()
-		b.SetBytes(int64(size))
-		b.ResetTimer()
+		sc.Conn, s.Server = server, sc
+		begun()
 		return h.Serve(ctx, s)
 	})
 	core.Serve(context.Background(), proxycore.Inbound{
 		Network: "tcp", Client: &flow.Client{}, Target: target, First: first, LazyUpstream: true,
 		Accept: func(context.Context) (proxycore.Conn, error) { return client, nil },
 	})
-	b.StopTimer()
-	if client.writes < b.N {
-		b.Fatalf("%d answers to %d requests", client.writes, b.N)
+	if client.writes < n {
+		t.Fatalf("%d answers to %d requests", client.writes, n)
 	}
-	b.ReportMetric(float64(client.writes)/float64(b.N), "writes/op")
+	return client, server
 }
 
 // scripted reads the same piece again and again and counts what is written.

@@ -124,7 +124,7 @@ func (b *body) Read(p []byte) (n int, err error) {
 	if b.done {
 		return n, io.EOF
 	}
-	if b.kind == untilEOF && (err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)) {
+	if b.kind == untilEOF && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
 		b.finish() // io.ErrUnexpectedEOF: TLS without close_notify, which many servers never send
 		return n, io.EOF
 	}
@@ -146,7 +146,7 @@ func (b *body) SetDeadline(t time.Time) {
 
 // explain names what is missing when the peer went away (H1-09).
 func (b *body) explain(err error) error {
-	if err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
 	if b.kind == fixed {
@@ -298,7 +298,7 @@ func hexValue(c byte) byte {
 func (b *body) readTrailer() error {
 	s, err := b.r.section(b.cfg, nil, nil)
 	if err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return err

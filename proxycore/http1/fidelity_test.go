@@ -2,6 +2,7 @@ package http1_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"mitm-appliance/proxycore"
@@ -158,6 +159,23 @@ func TestUpgrade(t *testing.T) {
 	k.clientGets("pong")
 	k.clientEnds()
 	k.wantHooks("requestheaders request server_connect server_connected responseheaders response")
+}
+
+// TestUpgradeWithBody: the request goes out whole before the stream goes raw, however it is sent.
+func TestUpgradeWithBody(t *testing.T) {
+	for _, streamed := range []bool{false, true} {
+		k := begin(t, setup{})
+		if streamed {
+			k.hooks.on("requestheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
+		}
+		body := strings.Repeat("x", 200<<10)
+		request := fmt.Sprintf("POST / HTTP/1.1\r\nHost: HOST\r\nUpgrade: chat\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		k.clientSends(request + "early")
+		k.serverGets(request)
+		k.serverSends("HTTP/1.1 101 Go\r\nUpgrade: chat\r\n\r\n")
+		k.clientGets("HTTP/1.1 101 Go\r\nUpgrade: chat\r\n\r\n")
+		k.serverGets("early")
+	}
 }
 
 func TestUpgradeRefused(t *testing.T) {

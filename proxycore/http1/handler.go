@@ -55,7 +55,7 @@ func (h *handler) end(c *client, err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		log.Info("client did not complete its request headers in time", "bytes", c.in.buffered())
 		return nil
-	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF): // the latter: TLS without close_notify
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF): // the latter: TLS without close_notify
 		return nil
 	}
 	return err

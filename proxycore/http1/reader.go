@@ -157,7 +157,7 @@ func (r *reader) section(cfg *Config, first func([]byte) error, wait func()) (s 
 func (r *reader) fillSection() error {
 	begun := r.buffered() > 0
 	err := r.fill()
-	if err == io.EOF && begun {
+	if errors.Is(err, io.EOF) && begun {
 		return io.ErrUnexpectedEOF
 	}
 	return err

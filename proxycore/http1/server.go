@@ -23,6 +23,7 @@ type server struct {
 	opts *exchange.Options
 	in   reader
 	body body
+	peek *peeker // nil until somebody asks whether the connection is stale
 
 	sentAll bool // the request is out
 	asked   bool // the request wants the connection to stay
@@ -149,7 +150,7 @@ func (v *server) explain(err error) error {
 	case errors.As(err, &f):
 		return err
 	case v.in.buffered() == 0:
-		if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return exchange.ErrUnanswered
 		}
 		return fmt.Errorf("%w: %w", exchange.ErrUnanswered, err)
@@ -178,30 +179,47 @@ func (v *server) Stale() bool {
 	if v.in.buffered() > 0 || v.in.err != nil {
 		return true
 	}
-	t, ok := v.conn.Transport().(syscall.Conn)
-	if !ok {
-		return false
+	if v.peek == nil {
+		t, ok := v.conn.Transport().(syscall.Conn)
+		if !ok {
+			return false // nothing to look at
+		}
+		raw, err := t.SyscallConn()
+		if err != nil {
+			return true
+		}
+		v.peek = &peeker{raw: raw}
+		v.peek.look = v.peek.recv
 	}
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return true
-	}
-	var n int
-	var peeked error
-	err = raw.Read(func(fd uintptr) bool {
-		var one [1]byte
-		n, _, peeked = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return true
-	})
+	n, err := v.peek.run()
 	switch {
-	case err != nil:
-		return true
-	case peeked == syscall.EAGAIN: //nolint:errorlint // a system call's plain result
+	case errors.Is(err, syscall.EAGAIN):
 		return false
-	case peeked != nil || n == 0 || !v.conn.Route.TLS:
+	case err != nil || n == 0 || !v.conn.Route.TLS:
 		return true
 	}
 	return v.staleTLS()
+}
+
+// peeker looks at what a socket has received, without a goroutine and without waiting.
+type peeker struct {
+	raw  syscall.RawConn
+	look func(fd uintptr) bool // recv, bound once
+	one  [1]byte
+	n    int
+	err  error
+}
+
+func (p *peeker) run() (int, error) {
+	if err := p.raw.Read(p.look); err != nil {
+		return 0, err
+	}
+	return p.n, p.err
+}
+
+func (p *peeker) recv(fd uintptr) bool {
+	p.n, _, p.err = syscall.Recvfrom(int(fd), p.one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	return true
 }
 
 // staleTLS lets TLS handle what has arrived: session tickets are harmless, a close_notify is not.

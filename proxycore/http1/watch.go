@@ -76,7 +76,7 @@ func (w *watch) look() {
 	switch {
 	case err == nil || errors.Is(err, os.ErrDeadlineExceeded):
 		return
-	case err == io.EOF && !w.c.s.Secure: // it may only have closed its side (H1-19)
+	case errors.Is(err, io.EOF) && !w.c.s.Secure: // it may only have closed its side (H1-19)
 		timeout := time.NewTimer(w.c.f.cfg.HalfClose)
 		defer timeout.Stop()
 		select {
