@@ -53,6 +53,7 @@ const (
 	Resume Verb = "resume" // let an intercepted flow go on
 	Kill   Verb = "kill"   // cut a live flow
 	Remove Verb = "remove" // forget it; live ones are killed
+	Revert Verb = "revert" // undo all edits
 )
 
 // EventKind says which field of an Event is set.

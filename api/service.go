@@ -77,6 +77,8 @@ func (s *Service) do(v Verb, id flow.ID) error {
 		}
 		live.Resume()
 		return nil
+	case Revert:
+		return s.change(id, revert)
 	case Kill:
 		if live == nil {
 			return proxycore.ErrNotLive
@@ -87,7 +89,18 @@ func (s *Service) do(v Verb, id flow.ID) error {
 }
 
 // Edit implements API.
-func (s *Service) Edit(_ context.Context, id flow.ID, change func(*flow.Flow)) error {
+func (s *Service) Edit(_ context.Context, id flow.ID, edit func(*flow.Flow)) error {
+	change := func(f *flow.Flow) {
+		if f.Backup == nil { // what Revert goes back to: the state before the first edit (FLOW-03)
+			f.Backup = f.Snapshot()
+		}
+		edit(f)
+	}
+	return s.change(id, change)
+}
+
+// change changes a flow where it lives: with its owner, or in the store.
+func (s *Service) change(id flow.ID, change func(*flow.Flow)) error {
 	if live := s.cfg.Store.Live(id); live != nil {
 		if err := live.Edit(change); !errors.Is(err, proxycore.ErrNotLive) {
 			return err
@@ -104,6 +117,15 @@ func (s *Service) Edit(_ context.Context, id flow.ID, change func(*flow.Flow)) e
 		s.cfg.Changed([]*flow.Flow{next})
 	}
 	return nil
+}
+
+// revert undoes all edits of a flow.
+func revert(f *flow.Flow) {
+	if before := f.Backup; before != nil {
+		live, intercepted := f.Live, f.Intercepted
+		*f = *before.Snapshot()
+		f.Live, f.Intercepted, f.Backup = live, intercepted, nil
+	}
 }
 
 // Inject implements API.
