@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -63,7 +64,11 @@ func startError(failed []error) error {
 	if len(failed) == 1 {
 		return failed[0]
 	}
-	return fmt.Errorf("nothing could start: %w", errors.Join(failed...))
+	texts := make([]string, len(failed))
+	for i, err := range failed {
+		texts[i] = err.Error()
+	}
+	return fmt.Errorf("nothing could start: %s", strings.Join(texts, "; "))
 }
 
 func stopBounded(a *appliance.Appliance) {

@@ -200,10 +200,14 @@ func (a *Appliance) flowsChanged(flows []*flow.Flow) {
 	a.core.Hooks().Update(context.Background(), flows)
 }
 
-// Serves reports whether at least one mode runs, or none was asked for.
+// Serves reports whether Start came as far as the modes and at least one of them runs, or none was
+// asked for.
 func (a *Appliance) Serves() bool {
+	a.changing.Lock()
+	running := a.running
+	a.changing.Unlock()
 	states := a.modes.Status()
-	return len(states) == 0 || slices.ContainsFunc(states, func(s mode.Status) bool { return s.Running })
+	return running && (len(states) == 0 || slices.ContainsFunc(states, func(s mode.Status) bool { return s.Running }))
 }
 
 // Idle is closed when nothing is left to do: everything that was to be read has been, and no mode was
