@@ -103,15 +103,15 @@ func (w *world) launch(p lab.Program) {
 }
 
 // fails runs an appliance that must not start, and returns how it ended.
-func (w *world) fails(p lab.Program) *lab.EndError {
-	w.t.Helper()
-	p.Path = built.path(w.t)
+func (w *world) fails(t testing.TB, p lab.Program) *lab.EndError {
+	t.Helper()
+	p.Path = built.path(t)
 	ctx, cancel := context.WithTimeout(w.ctx, patience)
 	defer cancel()
 	_, err := w.Start(ctx, p)
 	var end *lab.EndError
 	if !errors.As(err, &end) {
-		w.t.Fatalf("the appliance started (%v); want it to fail", err)
+		t.Fatalf("the appliance started (%v); want it to fail", err)
 	}
 	return end
 }
