@@ -37,6 +37,9 @@ func (d *Device) configure(cfg Config) error {
 	} else if err := d.prepare(link, cfg); err != nil {
 		return err
 	}
+	if err := d.steer(cfg); err != nil {
+		return err
+	}
 	for _, route := range cfg.Routes {
 		if err := d.AddRoute(route); err != nil {
 			return err
@@ -145,8 +148,8 @@ func ipv6Off(err error) bool {
 	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EACCES)
 }
 
-// AddRoute routes prefix through the device, in the main table. A route that is
-// there already is replaced.
+// AddRoute routes prefix through the device, in the table of Config.Routes. A
+// route that is there already is replaced.
 func (d *Device) AddRoute(prefix netip.Prefix) error {
 	if err := d.nl.RouteReplace(d.route(prefix)); err != nil {
 		return fmt.Errorf("add route %s: %w", prefix, err)
@@ -163,7 +166,7 @@ func (d *Device) RemoveRoute(prefix netip.Prefix) error {
 }
 
 func (d *Device) route(prefix netip.Prefix) *netlink.Route {
-	route := &netlink.Route{LinkIndex: d.index, Dst: ipNet(prefix, prefix.Masked().Addr())}
+	route := &netlink.Route{LinkIndex: d.index, Dst: ipNet(prefix, prefix.Masked().Addr()), Table: d.table}
 	if prefix.Addr().Is4() {
 		route.Scope = netlink.SCOPE_LINK
 	}
@@ -172,4 +175,12 @@ func (d *Device) route(prefix netip.Prefix) *netlink.Route {
 
 func ipNet(prefix netip.Prefix, address netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(prefix.Bits(), address.BitLen())}
+}
+
+// families returns the address families the kernel has.
+func families() []int {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return []int{unix.AF_INET}
+	}
+	return []int{unix.AF_INET, unix.AF_INET6}
 }

@@ -59,8 +59,12 @@ type Config struct {
 	// drops packets that the device answers for others unless it has at least
 	// one IPv4 address.
 	Addresses []netip.Prefix
-	// Routes are added to the main table, through the device.
+	// Routes are added through the device: to the main table, or with OwnMark
+	// to one of their own, where packets with that mark do not see them.
 	Routes []netip.Prefix
+	// OwnMark, compared under OwnMask, is the firewall mark of the packets that
+	// the program behind the device sends to servers; 0 means that it has none.
+	OwnMark, OwnMask uint32
 }
 
 // DefaultAddresses returns 198.18.0.1/30 (from the range for benchmarks, RFC
@@ -80,6 +84,8 @@ type Device struct {
 	mtu      int
 	attached bool // it was there before and stays
 	usable   offloads
+	table    int             // of the routes; 0 is the main one
+	rules    []*netlink.Rule // of the table
 	nl       *netlink.Handle
 	endpoint *endpoint
 
@@ -210,7 +216,7 @@ func (d *Device) Endpoint() stack.LinkEndpoint { return d.endpoint }
 func (d *Device) Stats() Stats { return d.endpoint.count.snapshot() }
 
 // Close stops the reader, waits for it and closes the device, which removes the
-// interface and all of its routes unless it was Attached.
+// interface and all of its routes unless it was Attached, and its rules.
 func (d *Device) Close() error {
 	d.closeOnce.Do(func() {
 		if d.endpoint != nil {
@@ -218,6 +224,9 @@ func (d *Device) Close() error {
 		}
 		if err := d.file.Close(); err != nil {
 			d.closeErr = fmt.Errorf("tun: close %s: %w", d.name, err)
+		}
+		if err := d.unsteer(); err != nil && d.closeErr == nil {
+			d.closeErr = fmt.Errorf("tun: rules of %s: %w", d.name, err)
 		}
 		d.nl.Close()
 	})

@@ -152,7 +152,11 @@ func (a *Appliance) startTUN(s mode.Spec) (mode.Instance, error) {
 	f := a.newFeed(r, s, "tun")
 	n := a.parts.nextTUN()
 	f.first = a.servesDNS(tunAddresses(n)[0].Addr().Next())
-	if _, err := a.openTUN(r, f, tun.Config{Name: s.Data, Addresses: tunAddresses(n), Routes: routes}); err != nil {
+	cfg := tun.Config{Name: s.Data, Addresses: tunAddresses(n), Routes: routes}
+	if len(routes) > 0 {
+		cfg.OwnMark, cfg.OwnMask = a.steer(r), redirect.DefaultMask
+	}
+	if _, err := a.openTUN(r, f, cfg); err != nil {
 		return r.abandon(err)
 	}
 	return r, nil
@@ -325,7 +329,7 @@ func localSteering() redirect.Config {
 // Clean removes what a killed appliance has left in the calling thread's network namespace. It returns
 // redirect.ErrInUse, and touches nothing, while one is alive.
 func Clean() error {
-	return errors.Join(redirect.Clean(redirect.Config{}), redirect.Clean(localSteering()))
+	return errors.Join(redirect.Clean(redirect.Config{}), redirect.Clean(localSteering()), tun.Clean())
 }
 
 func (a *Appliance) startLocal(s mode.Spec) (mode.Instance, error) {
