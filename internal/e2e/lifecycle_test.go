@@ -127,7 +127,9 @@ func TestKillFailsOpen(t *testing.T) {
 func TestClean(t *testing.T) {
 	w := open(t)
 	before := w.traces()
-	w.launch(lab.Program{Args: []string{"-m", "transparent:" + lab.LAN, "-m", "local:nobody"}})
+	w.launch(lab.Program{Args: []string{
+		"-m", "transparent:" + lab.LAN, "-m", "local:nobody", "-m", "tun", "--set", "tun_routes=198.51.100.0/24",
+	}})
 	clean := func() (string, error) {
 		out, err := w.Command(w.ctx, w.Gateway, built.path(t), "clean").CombinedOutput()
 		return string(out), err
