@@ -81,7 +81,7 @@ to look at: over Wi-Fi and LAN (transparent), WireGuard, a TUN device, of this h
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(badUsage)
-	root.AddCommand(newDump(), newRun(), newWG(), newCA(), newClean(), newVersion())
+	root.AddCommand(newDump(), newRun(), newWG(), newCA(), newDoctor(), newClean(), newVersion())
 	markUsage(root)
 	return root
 }
