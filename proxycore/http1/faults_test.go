@@ -1,6 +1,7 @@
 package http1_test
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -19,6 +20,9 @@ import (
 func TestMain(m *testing.M) {
 	before := runtime.NumGoroutine()
 	code := m.Run()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(code) // the fuzzing engine keeps goroutines of its own
+	}
 	for end := time.Now().Add(patience); runtime.NumGoroutine() > before && code == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
@@ -96,6 +100,43 @@ func faulty(t *testing.T, streamed bool) *talk {
 		k.hooks.on("responseheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
 	}
 	return k
+}
+
+// FuzzConversation lets both sides say anything: it ends, without a crash, and each flow ends once.
+func FuzzConversation(f *testing.F) {
+	f.Add(get, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", false)
+	f.Add(faultRequest+get, faultResponse, true)
+	f.Add("GET / HTTP/1.1\r\nUpgrade: a\r\n\r\nraw", "HTTP/1.1 101 X\r\n\r\nraw", false)
+	f.Add("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc", "HTTP/1.0 200\r\n\r\n", true)
+	f.Fuzz(func(t *testing.T, client, server string, streamed bool) {
+		k := begin(t, setup{transparent: true, limits: http1.Config{Linger: time.Millisecond}, patience: 5 * time.Millisecond})
+		if streamed {
+			k.hooks.on("requestheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
+			k.hooks.on("responseheaders", func(l *proxycore.LiveFlow) { l.StreamBody(nil) })
+		}
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			for {
+				c, err := k.ln.AcceptTCP()
+				if err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, server)
+				_ = c.CloseWrite()
+				_, _ = io.Copy(io.Discard, c)
+				c.Close()
+			}
+		}()
+		_, _ = io.WriteString(k.client, k.text(client))
+		_ = k.client.CloseWrite()
+		_ = k.client.SetReadDeadline(time.Now().Add(patience))
+		_, _ = io.Copy(io.Discard, k.client)
+		k.finished()
+		k.ln.Close()
+		<-answered
+		k.oneEnd(fmt.Sprintf("%q, %q", client, server))
+	})
 }
 
 // TestKillWhileStreaming cuts both directions in the middle of a body.
