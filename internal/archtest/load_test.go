@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -118,18 +119,27 @@ func (p *pkg) parse(t testing.TB) []*ast.File {
 	if p.asts != nil {
 		return p.asts
 	}
-	p.fset = token.NewFileSet()
-	for _, name := range p.Files {
-		if strings.HasSuffix(name, "_test.go") { // ignored because of a build tag
-			continue
-		}
+	names := slices.DeleteFunc(slices.Clone(p.Files), func(name string) bool {
+		return strings.HasSuffix(name, "_test.go") // ignored because of a build tag
+	})
+	p.asts = p.parseFiles(t, names)
+	return p.asts
+}
+
+func (p *pkg) parseFiles(t testing.TB, names []string) []*ast.File {
+	t.Helper()
+	if p.fset == nil {
+		p.fset = token.NewFileSet()
+	}
+	var files []*ast.File
+	for _, name := range names {
 		file, err := parser.ParseFile(p.fset, filepath.Join(p.Dir, name), nil, parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.asts = append(p.asts, file)
+		files = append(files, file)
 	}
-	return p.asts
+	return files
 }
 
 // at is a position as people write it, "flow/flow.go:12".

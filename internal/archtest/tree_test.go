@@ -102,29 +102,32 @@ func machineNames(t *testing.T) []string {
 	})
 }
 
-var update = flag.Bool("update", false, "rewrite the floors in docs/ARCHITECTURE.md")
+var update = flag.Bool("update", false, "rewrite what docs/ARCHITECTURE.md has from the code")
 
-// TestArchitectureShowsTheFloors compares the table of docs/ARCHITECTURE.md with floors(); -update
-// writes it.
-func TestArchitectureShowsTheFloors(t *testing.T) {
-	const begin, end = "<!-- floors: generated from internal/archtest, go test ./internal/archtest -update -->\n", "<!-- /floors -->"
+// TestArchitectureIsWhatTheCodeSays compares the generated parts of docs/ARCHITECTURE.md: the floors, and
+// the keys of log records; -update writes them.
+func TestArchitectureIsWhatTheCodeSays(t *testing.T) {
 	path := filepath.Join(root(t), "docs", "ARCHITECTURE.md")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(data), begin)
-	table, after, ok2 := strings.Cut(rest, end)
-	if !ok || !ok2 {
-		t.Fatalf("%s has no lines %q and %q", path, begin, end)
+	text := string(data)
+	for name, want := range map[string]string{"floors": floorsTable(t), "log keys": logKeys(t)} {
+		begin, end := "<!-- "+name+": go test ./internal/archtest -update -->\n", "<!-- /"+name+" -->"
+		before, rest, ok := strings.Cut(text, begin)
+		got, after, ok2 := strings.Cut(rest, end)
+		if !ok || !ok2 {
+			t.Fatalf("%s has no lines %q and %q", path, begin, end)
+		}
+		if got != want && !*update {
+			t.Errorf("the %s of docs/ARCHITECTURE.md are not those of the code: go test ./internal/archtest -update", name)
+		}
+		text = before + begin + want + end + after
 	}
-	if table == floorsTable() {
-		return
-	}
-	if !*update {
-		t.Fatalf("the floors in docs/ARCHITECTURE.md are not those of floors(): go test ./internal/archtest -update")
-	}
-	if err := os.WriteFile(path, []byte(before+begin+floorsTable()+end+after), 0o644); err != nil {
-		t.Fatal(err)
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
