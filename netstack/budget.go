@@ -43,6 +43,8 @@ const (
 	within verdict = iota
 	aboveTotal
 	aboveClient
+	aboveLive // of connections, which have a bound of their own
+	again     // it is a holder already
 )
 
 // take adds a holder if both bounds allow it.

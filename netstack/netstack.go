@@ -12,6 +12,7 @@
 package netstack
 
 import (
+	"container/list"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -57,7 +58,8 @@ type Config struct {
 	// MaxHalfOpen bounds connections that are undecided or in the middle of
 	// their handshake: 4096; MaxHalfOpenPerClient those of one source address:
 	// 512. A SYN above a bound is ignored, so that a live client's
-	// retransmission gets its turn.
+	// retransmission gets its turn; above MaxHalfOpen the oldest such connection
+	// gives way, once it is older than GiveWayAfter.
 	MaxHalfOpen          int
 	MaxHalfOpenPerClient int
 	// MaxTCP bounds established connections until the last byte of them is
@@ -72,6 +74,7 @@ type Config struct {
 	UDPBuffer      int
 	UDPBufferTotal int
 
+	GiveWayAfter      time.Duration // 1 s
 	AcceptTimeout     time.Duration // life of an undecided TCPRequest: 60 s
 	HandshakeTimeout  time.Duration // from SYN-ACK to the client's ACK: 15 s
 	LingerTimeout     time.Duration // for a closed connection to deliver what was written: 60 s, then RST
@@ -104,7 +107,7 @@ func (c Config) withDefaults() Config {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&c.AcceptTimeout, 60 * time.Second}, {&c.HandshakeTimeout, 15 * time.Second},
+		{&c.GiveWayAfter, time.Second}, {&c.AcceptTimeout, 60 * time.Second}, {&c.HandshakeTimeout, 15 * time.Second},
 		{&c.LingerTimeout, 60 * time.Second}, {&c.TimeWait, 5 * time.Second},
 		{&c.KeepAliveIdle, 120 * time.Second}, {&c.KeepAliveInterval, 30 * time.Second},
 		{&c.UDPTimeout, 60 * time.Second}, {&c.DNSTimeout, 10 * time.Second},
@@ -132,6 +135,7 @@ type Stack struct {
 	mu       sync.Mutex // guards what follows
 	closed   bool
 	pending  map[stack.TransportEndpointID]*TCPRequest
+	waiting  list.List // pending, oldest first
 	halfOpen budget
 	sessions map[*UDPConn]struct{}
 	udp      budget

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,9 @@ type TCPRequest struct {
 	stack    *Stack
 	id       stack.TransportEndpointID
 	sequence uint32 // of the SYN
-	quote    []byte // the SYN's headers, for an ICMP error
+	asked    time.Time
+	place    *list.Element // in stack.waiting, whose lock guards it
+	quote    []byte        // the SYN's headers, for an ICMP error
 
 	mu      sync.Mutex
 	state   requestState
@@ -199,6 +202,7 @@ func (r *TCPRequest) release(reset bool) {
 	s := r.stack
 	s.mu.Lock()
 	delete(s.pending, r.id)
+	s.waiting.Remove(r.place)
 	s.halfOpen.give(netipAddr(r.id.RemoteAddress))
 	s.mu.Unlock()
 }
@@ -228,36 +232,83 @@ func (s *Stack) handleSYN(id stack.TransportEndpointID, pkt *stack.PacketBuffer,
 		id:       id,
 		sequence: segment.SequenceNumber(),
 	}
-	s.mu.Lock()
-	if _, retransmitted := s.pending[id]; retransmitted || s.closed {
-		s.mu.Unlock()
+	if !s.admit(r) {
 		return true
 	}
-	if s.count.tcpLive.Load()+int64(s.halfOpen.total) >= int64(s.cfg.MaxTCP) {
-		s.mu.Unlock()
-		s.overLimit(&s.count.synOverLive, "MaxTCP", id)
-		return true
-	}
-	switch s.halfOpen.take(netipAddr(id.RemoteAddress)) {
-	case aboveTotal:
-		s.mu.Unlock()
-		s.overLimit(&s.count.synOverHalfOpen, "MaxHalfOpen", id)
-		return true
-	case aboveClient:
-		s.mu.Unlock()
-		s.overLimit(&s.count.synOverPerClient, "MaxHalfOpenPerClient", id)
-		return true
-	}
-	s.pending[id] = r
-	s.handlers.Add(1)
-	s.mu.Unlock()
-
 	r.quote = quote(pkt)
 	if s.forwarder.HandlePacket(id, pkt) {
 		return true // runTCPHandler has been started
 	}
 	s.handlers.Done()
 	r.release(false)
+	return false
+}
+
+// admit makes r pending if the bounds allow it. Where too many connections are
+// half-open the oldest gives way: else whoever leaves that many unanswered
+// locks everybody out for as long as a dial may take.
+func (s *Stack) admit(r *TCPRequest) bool {
+	for madeRoom := false; ; madeRoom = true {
+		s.mu.Lock()
+		verdict := s.takeLocked(r)
+		old := s.overdueLocked()
+		s.mu.Unlock()
+		switch verdict {
+		case within:
+			return true
+		case aboveLive:
+			s.overLimit(&s.count.synOverLive, "MaxTCP", r.id)
+		case aboveClient:
+			s.overLimit(&s.count.synOverPerClient, "MaxHalfOpenPerClient", r.id)
+		case aboveTotal:
+			if !madeRoom && old != nil && old.giveWay() {
+				continue
+			}
+			s.overLimit(&s.count.synOverHalfOpen, "MaxHalfOpen", r.id)
+		}
+		return false
+	}
+}
+
+// takeLocked makes r pending, or says why not; again for a SYN that is known.
+func (s *Stack) takeLocked(r *TCPRequest) verdict {
+	if _, retransmitted := s.pending[r.id]; retransmitted || s.closed {
+		return again
+	}
+	if s.count.tcpLive.Load()+int64(s.halfOpen.total) >= int64(s.cfg.MaxTCP) {
+		return aboveLive
+	}
+	if v := s.halfOpen.take(netipAddr(r.id.RemoteAddress)); v != within {
+		return v
+	}
+	s.pending[r.id] = r
+	r.asked, r.place = time.Now(), s.waiting.PushBack(r)
+	s.handlers.Add(1)
+	return within
+}
+
+// overdueLocked returns the request that is half-open for the longest, if that
+// is long enough to give way.
+func (s *Stack) overdueLocked() *TCPRequest {
+	front := s.waiting.Front()
+	if front == nil {
+		return nil
+	}
+	if r := front.Value.(*TCPRequest); time.Since(r.asked) > s.cfg.GiveWayAfter { //nolint:forcetypeassert // it holds nothing else
+		return r
+	}
+	return nil
+}
+
+// giveWay ends a request for another one's sake. It reports whether there is
+// room at once: a handshake under way takes a moment to end.
+func (r *TCPRequest) giveWay() bool {
+	if r.decide(requestExpired, os.ErrDeadlineExceeded) {
+		r.stack.count.tcpExpired.Add(1)
+		r.release(false)
+		return true
+	}
+	r.wakeHandshake()
 	return false
 }
 
