@@ -26,6 +26,7 @@ const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
 	lab.Agent()
+	remote()
 	status := m.Run()
 	built.remove()
 	os.Exit(status)
