@@ -94,9 +94,14 @@ func (c Config) withDefaults() Config {
 		field *int
 		value int
 	}{
-		{&c.MaxHalfOpen, 4096}, {&c.MaxHalfOpenPerClient, 512}, {&c.MaxTCP, 65536},
-		{&c.MaxUDP, 16384}, {&c.MaxUDPPerClient, 4096},
-		{&c.UDPBuffer, 1 << 20}, {&c.UDPBufferTotal, 128 << 20}, {&c.KeepAliveCount, 5},
+		{&c.MaxHalfOpen, 4096},
+		{&c.MaxHalfOpenPerClient, 512},
+		{&c.MaxTCP, 65536},
+		{&c.MaxUDP, 16384},
+		{&c.MaxUDPPerClient, 4096},
+		{&c.UDPBuffer, 1 << 20},
+		{&c.UDPBufferTotal, 128 << 20},
+		{&c.KeepAliveCount, 5},
 	}
 	for _, f := range ints {
 		if *f.field == 0 {
@@ -107,10 +112,15 @@ func (c Config) withDefaults() Config {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&c.GiveWayAfter, time.Second}, {&c.AcceptTimeout, 60 * time.Second}, {&c.HandshakeTimeout, 15 * time.Second},
-		{&c.LingerTimeout, 60 * time.Second}, {&c.TimeWait, 5 * time.Second},
-		{&c.KeepAliveIdle, 120 * time.Second}, {&c.KeepAliveInterval, 30 * time.Second},
-		{&c.UDPTimeout, 60 * time.Second}, {&c.DNSTimeout, 10 * time.Second},
+		{&c.GiveWayAfter, time.Second},
+		{&c.AcceptTimeout, 60 * time.Second},
+		{&c.HandshakeTimeout, 15 * time.Second},
+		{&c.LingerTimeout, 60 * time.Second},
+		{&c.TimeWait, 5 * time.Second},
+		{&c.KeepAliveIdle, 120 * time.Second},
+		{&c.KeepAliveInterval, 30 * time.Second},
+		{&c.UDPTimeout, 60 * time.Second},
+		{&c.DNSTimeout, 10 * time.Second},
 	}
 	for _, f := range times {
 		if *f.field == 0 {

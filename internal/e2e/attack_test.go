@@ -118,13 +118,19 @@ func TestGarbage(t *testing.T) {
 	broken := bytes.Clone(hello)
 	broken[len(broken)/2] ^= 0xff
 	starts := [][]byte{
-		random, {0}, {0x16}, {0x16, 3, 1}, {0x16, 3, 1, 0xff, 0xff}, broken, append(hello[:60:60], random...), hello[:len(hello)-1],
+		random,
+		{0},
+		{0x16},
+		{0x16, 3, 1},
+		{0x16, 3, 1, 0xff, 0xff},
+		broken, append(hello[:60:60], random...), hello[:len(hello)-1],
 		[]byte("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
 		[]byte("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), []byte("GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n"),
 		[]byte("GET " + strings.Repeat("/", 1<<20)), []byte("GET / HTTP/1.1\r\nA: " + strings.Repeat("b", 1<<20)),
 		[]byte("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffffffff\r\n"),
 		[]byte("CONNECT : HTTP/1.1\r\n\r\n"), []byte("CONNECT [::1:99999 HTTP/1.1\r\n\r\n"), []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + string(random)),
-		[]byte("SSH-2.0-\xff\xfe\r\n"), []byte("\r\n\r\n\r\n\r\n"), {5, 1, 0},
+		[]byte("SSH-2.0-\xff\xfe\r\n"), []byte("\r\n\r\n\r\n\r\n"),
+		{5, 1, 0},
 	}
 	var clients sync.WaitGroup
 	for i, first := range starts {

@@ -33,10 +33,14 @@ const (
 
 // Addresses behind the names.
 const (
-	Web4, Web6             = netnstest.Far4, netnstest.Far6
-	Untrusted4, Untrusted6 = "203.0.113.11", "2001:db8:1::11"
-	DNS4, DNS6             = "203.0.113.12", "2001:db8:1::12"
-	Silent4, Silent6       = netnstest.None4, netnstest.None6
+	Web4       = netnstest.Far4
+	Web6       = netnstest.Far6
+	Untrusted4 = "203.0.113.11"
+	Untrusted6 = "2001:db8:1::11"
+	DNS4       = "203.0.113.12"
+	DNS6       = "2001:db8:1::12"
+	Silent4    = netnstest.None4
+	Silent6    = netnstest.None6
 )
 
 // Ports beside 53, 80 and 443.

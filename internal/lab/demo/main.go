@@ -94,10 +94,10 @@ func (t *tour) run(ctx context.Context) (failures int, err error) {
 	for i, way := range t.Ways() {
 		t.chapter(i+2, way)
 		for _, v := range t.Visits(way, t.app.CA()) {
+			if ctx.Err() != nil {
+				return 0, ctx.Err()
+			}
 			t.visit(ctx, v)
-		}
-		if ctx.Err() != nil {
-			return 0, ctx.Err()
 		}
 		t.showFlows(ctx)
 	}
