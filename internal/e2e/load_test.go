@@ -59,11 +59,18 @@ func TestNothingRecordedIsLost(t *testing.T) {
 	got := map[string]bool{}
 	var all sync.WaitGroup
 	enough := make(chan struct{})
+	ctx, leave := context.WithCancel(w.ctx)
+	defer leave()
 	for c := range clients {
 		all.Go(func() {
 			for n := 0; ; n++ {
 				path := fmt.Sprintf("/bytes/%d?client=%d", 1000+n, c)
-				answer, err := browser.Get("https://" + lab.Web + path)
+				request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+lab.Web+path, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				answer, err := browser.Do(request)
 				if err != nil {
 					return // the appliance has stopped
 				}
@@ -87,6 +94,7 @@ func TestNothingRecordedIsLost(t *testing.T) {
 		t.Fatalf("only %d answers", len(got))
 	}
 	flows := w.stop()
+	leave() // who still waits for an answer, waits in vain
 	all.Wait()
 	recorded := map[string]int{}
 	for _, f := range flows {
