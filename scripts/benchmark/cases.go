@@ -56,11 +56,35 @@ func allCases(s settings) []testCase {
 			cases = append(cases, wireGuardCase(streams, direction))
 		}
 	}
-	return append(cases,
+	cases = append(cases,
 		httpCase(s, "https keep-alive 1 KiB", 1.2, 0.8, 15, "-size", strconv.Itoa(smallBody)),
 		httpCase(s, "https new connections", 0.8, 0, 3, "-size", strconv.Itoa(smallBody), "-fresh"),
 		httpCase(s, "https bodies 100 KB", 0.9, 0, 6, "-size", strconv.Itoa(largeBody)),
 		memoryCase(s))
+	if s.variant != "" {
+		for i := range cases {
+			cases[i].addVariant(s.variant)
+		}
+	}
+	return cases
+}
+
+// addVariant measures another build of the product beside every subject that is the product.
+func (c *testCase) addVariant(path string) {
+	for _, s := range c.subjects {
+		if !s.product {
+			continue
+		}
+		name := s.name + " variant"
+		c.subjects = append(c.subjects, subject{name: name, start: func(ctx context.Context, b *bench) (*running, error) {
+			other := *b
+			other.product = path
+			return s.start(ctx, &other)
+		}})
+		for _, m := range c.metrics {
+			c.targets = append(c.targets, target{m.name, name, s.name, 0, false})
+		}
+	}
 }
 
 func bulkCase(streams int, direction string) testCase {

@@ -23,6 +23,7 @@ import (
 // settings of a run.
 type settings struct {
 	product   string
+	variant   string // another build of the product, compared with it; empty: none
 	only      *regexp.Regexp
 	rounds    int
 	duration  time.Duration
@@ -71,6 +72,7 @@ func parse() (settings, error) {
 	only := flag.String("only", "", "")
 	seconds := flag.Float64("duration", 0, "")
 	flag.StringVar(&s.product, "product", "", "")
+	flag.StringVar(&s.variant, "variant", "", "")
 	flag.IntVar(&s.rounds, "rounds", 0, "")
 	flag.BoolVar(&s.quick, "quick", false, "")
 	flag.BoolVar(&s.list, "list", false, "")

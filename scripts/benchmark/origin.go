@@ -73,8 +73,8 @@ func writeSigned(template, parent *x509.Certificate, signer *ecdsa.PrivateKey, c
 		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600))
 }
 
-// nginxConf is a whole configuration around one server block. Nothing is written per request, and no
-// TLS session is resumed, so that every handshake is a full one.
+// nginxConf is a whole configuration around one server block. Nothing is written per request. Session
+// tickets are on, as by default, for those that want to resume.
 const nginxConf = `daemon off; user root; worker_processes 2; pid %[1]s/%[2]s.pid; error_log stderr crit;
 worker_rlimit_nofile 20000;
 events { worker_connections 8192; }
@@ -84,7 +84,6 @@ http {
 	client_body_temp_path %[1]s/%[2]s-body; proxy_temp_path %[1]s/%[2]s-proxy; fastcgi_temp_path %[1]s/%[2]s-fcgi;
 	uwsgi_temp_path %[1]s/%[2]s-uwsgi; scgi_temp_path %[1]s/%[2]s-scgi;
 	ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256; ssl_ecdh_curve X25519;
-	ssl_session_tickets off; ssl_session_cache off;
 	ssl_certificate %[3]s; ssl_certificate_key %[4]s;
 	%[5]s
 }

@@ -14,8 +14,9 @@ import (
 
 // subject is one way to do the work of a case.
 type subject struct {
-	name  string
-	start func(ctx context.Context, b *bench) (*running, error)
+	name    string
+	start   func(ctx context.Context, b *bench) (*running, error)
+	product bool // it runs bench.product
 }
 
 // running is a started subject.
@@ -34,7 +35,7 @@ func (r *running) end() {
 
 // product is the real binary as a service, with its defaults but for args.
 func product(name, mode string, args ...string) subject {
-	return subject{name, func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: name, product: true, start: func(ctx context.Context, b *bench) (*running, error) {
 		dir, err := os.MkdirTemp(b.dir, "confdir-*")
 		if err != nil {
 			return nil, err
@@ -73,7 +74,7 @@ func tunMode() subject        { return product("tun", "tun:bench0") }
 func transparentLAN() subject { return product("transparent", "transparent:lan0") }
 
 func tproxy() subject {
-	return subject{"tproxy", func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: "tproxy", start: func(ctx context.Context, b *bench) (*running, error) {
 		p, err := b.worker(ctx, b.gateway, "tproxy")
 		if err != nil {
 			return nil, err
@@ -89,7 +90,7 @@ func tproxy() subject {
 }
 
 func naive() subject {
-	return subject{"naive", func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: "naive", start: func(ctx context.Context, b *bench) (*running, error) {
 		p, err := b.worker(ctx, b.gateway, "naive")
 		if err != nil {
 			return nil, err
@@ -126,7 +127,7 @@ func wgFile(path string) (wg.PeerConfig, error) {
 
 // wireGuardServer is a subject with a phone: serve starts what the phone talks to.
 func wireGuardServer(name string, serve func(ctx context.Context, b *bench, dir, file string, p wg.PeerConfig) (*process, error)) subject {
-	return subject{name, func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: name, start: func(ctx context.Context, b *bench) (*running, error) {
 		dir, err := os.MkdirTemp(b.dir, "confdir-*")
 		if err != nil {
 			return nil, err
@@ -169,9 +170,11 @@ func v4(p wg.PeerConfig) string {
 }
 
 func wireGuardProduct() subject {
-	return wireGuardServer("wireguard", func(ctx context.Context, b *bench, dir, _ string, _ wg.PeerConfig) (*process, error) {
+	s := wireGuardServer("wireguard", func(ctx context.Context, b *bench, dir, _ string, _ wg.PeerConfig) (*process, error) {
 		return b.startProduct(ctx, dir, "wireguard")
 	})
+	s.product = true
+	return s
 }
 
 func wireGuardForward() subject {
@@ -192,7 +195,7 @@ func wireGuardForward() subject {
 }
 
 func goproxySubject() subject {
-	return subject{"goproxy", func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: "goproxy", start: func(ctx context.Context, b *bench) (*running, error) {
 		self, err := os.Executable()
 		if err != nil {
 			return nil, err
@@ -209,7 +212,7 @@ func goproxySubject() subject {
 }
 
 func nginxSubject() subject {
-	return subject{"nginx", func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: "nginx", start: func(ctx context.Context, b *bench) (*running, error) {
 		address := gatewayLAN + ":8443"
 		p, err := b.nginx(ctx, b.gateway, "reverse", fmt.Sprintf(`
 	upstream origin { server %s:443; keepalive 100; keepalive_requests 1000000000; }
@@ -229,7 +232,7 @@ func nginxSubject() subject {
 }
 
 func mitmproxySubject() subject {
-	return subject{"mitmproxy", func(ctx context.Context, b *bench) (*running, error) {
+	return subject{name: "mitmproxy", start: func(ctx context.Context, b *bench) (*running, error) {
 		dir, err := os.MkdirTemp(b.dir, "confdir-*")
 		if err != nil {
 			return nil, err
