@@ -233,10 +233,11 @@ func (s *Session) awaitBytes(ctx context.Context) error {
 		return s.Conn.Fill(time.Now().Add(s.core.cfg.UDPTimeout))
 	}
 	deadline := time.Now().Add(s.core.cfg.SniffTimeout)
-	if len(s.Conn.Peeked()) > 0 || s.Target.IsZero() {
-		if s.Target.IsZero() { // nothing to fall back to: wait as long as the connection may live
-			deadline = time.Time{}
-		}
+	silent := len(s.Conn.Peeked()) == 0
+	if s.Target.IsZero() || silent && s.waitsForClient() {
+		deadline = time.Time{} // as long as the connection may live
+	}
+	if !silent || deadline.IsZero() {
 		return s.Conn.Fill(deadline)
 	}
 	const headStart = 30 * time.Millisecond // most clients speak at once: do not start a second reader for them
@@ -248,6 +249,12 @@ func (s *Session) awaitBytes(ctx context.Context) error {
 		return err
 	}
 	return s.race(deadline)
+}
+
+// waitsForClient reports that a silent client is no reason to connect to its server: nobody did so far,
+// and the lazy strategy does when something is to be sent. Where servers speak first, it asks them.
+func (s *Session) waitsForClient() bool {
+	return s.Server == nil && !s.Options().Eager() && !sniff.ServerFirst(s.Target.Port)
 }
 
 // race waits for the first byte from either side.

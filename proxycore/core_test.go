@@ -186,6 +186,25 @@ func TestLazyDoesNotConnect(t *testing.T) {
 	w.expect("client_connected", "accept", "next_layer", "next_layer", "serve HTTP1", "client_disconnected")
 }
 
+func TestLazyWaitsForASilentClientUnlessServersSpeakFirst(t *testing.T) {
+	for _, c := range []struct {
+		port uint16
+		want string
+	}{{4711, "HTTP1"}, {22, "TCP"}} {
+		w := newWorld(t, func(cfg *proxycore.Config) { cfg.SniffTimeout = time.Nanosecond })
+		if err := w.options.SetText("connection_strategy=lazy"); err != nil {
+			t.Fatal(err)
+		}
+		conn, ended := w.connect(flow.Address{Host: "192.0.2.2", Port: c.port})
+		time.Sleep(100 * time.Millisecond) // the client's silence
+		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\n\r\n")
+		if got := answer(t, conn); got != c.want {
+			t.Errorf("port %d is served by %q, want %q", c.port, got, c.want)
+		}
+		<-ended
+	}
+}
+
 func TestARefusedServerIsARefusedClient(t *testing.T) {
 	w := newWorld(t, nil)
 	target := w.target()

@@ -32,6 +32,16 @@ func Banner(server []byte, port uint16) Protocol {
 	return Unknown
 }
 
+// ServerFirst reports the well-known ports of protocols in which the server speaks first, those of
+// Banner: their clients say nothing until it did.
+func ServerFirst(port uint16) bool {
+	switch port {
+	case 21, 22, 23, 25, 110, 143, 587, 2525, 3306:
+		return true
+	}
+	return port >= 5900 && port <= 5999 // VNC displays
+}
+
 // isMySQLGreeting recognises HandshakeV10 in packet number 0 of MySQL and MariaDB.
 func isMySQLGreeting(b []byte) bool {
 	if len(b) < 6 || b[2] != 0 || b[3] != 0 || b[4] != 10 {

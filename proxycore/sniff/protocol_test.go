@@ -192,6 +192,14 @@ func TestBanner(t *testing.T) {
 	}
 }
 
+func TestServerFirst(t *testing.T) {
+	for port, want := range map[uint16]bool{0: false, 22: true, 25: true, 80: false, 443: false, 3306: true, 5901: true, 6000: false} {
+		if got := ServerFirst(port); got != want {
+			t.Errorf("ServerFirst(%d) = %v", port, got)
+		}
+	}
+}
+
 func TestProtocolString(t *testing.T) {
 	for p := Unknown; p <= WireGuard; p++ {
 		if p.String() == "" || (p != Unknown && p.String() == "unknown") {
