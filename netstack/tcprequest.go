@@ -304,7 +304,7 @@ func (s *Stack) overdueLocked() *TCPRequest {
 // room at once: a handshake under way takes a moment to end.
 func (r *TCPRequest) giveWay() bool {
 	if r.decide(requestExpired, os.ErrDeadlineExceeded) {
-		r.stack.count.tcpExpired.Add(1)
+		r.stack.overLimit(&r.stack.count.tcpExpired, "MaxHalfOpen", r.id)
 		r.release(false)
 		return true
 	}
