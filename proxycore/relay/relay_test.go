@@ -193,6 +193,10 @@ func TestAResetReachesTheOtherSide(t *testing.T) {
 			if who == "server" {
 				a, b = b, a
 			}
+			fmt.Fprint(b, "x") // a reset before the relay stands would be a refusal
+			if _, err := io.ReadFull(a, make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
 			proxycore.Abort(a)
 			if _, err := b.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("the other side saw %v, want a reset", err)
