@@ -66,7 +66,18 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// waitReadable blocks until Read would not.
+// WaitReadable blocks until Read would not, as bounded by the read deadline: for
+// readers that hold no buffer while there is nothing to read.
+func (c *TCPConn) WaitReadable() error {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if err := c.waitReadable(); err != nil {
+		return c.fail("read", err)
+	}
+	return nil
+}
+
+// waitReadable is WaitReadable under readMu, with bare errors.
 func (c *TCPConn) waitReadable() error {
 	for {
 		mark, err := c.readable()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -97,12 +98,12 @@ func (p *PeekConn) fillOnce() error {
 
 func (p *PeekConn) fill() error {
 	if p.datagrams {
-		buf := make([]byte, 64<<10)
-		n, err := p.Conn.Read(buf)
-		if err == nil {
-			p.pending = append(p.pending, slices.Clone(buf[:n]))
+		return p.fillDatagram()
+	}
+	if w, ok := p.Conn.(interface{ WaitReadable() error }); ok { // idle clients cost no buffer
+		if err := w.WaitReadable(); err != nil {
+			return err
 		}
-		return err
 	}
 	if len(p.pending) == 0 {
 		p.pending = [][]byte{make([]byte, 0, 4<<10)}
@@ -119,6 +120,19 @@ func (p *PeekConn) fill() error {
 	}
 	return err
 }
+
+func (p *PeekConn) fillDatagram() error {
+	buf := datagrams.Get().(*[64 << 10]byte)
+	defer datagrams.Put(buf)
+	n, err := p.Conn.Read(buf[:])
+	if err == nil {
+		p.pending = append(p.pending, slices.Clone(buf[:n]))
+	}
+	return err
+}
+
+//nolint:gochecknoglobals // a pool is a cache, not state
+var datagrams = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // Read gives what was peeked first.
 func (p *PeekConn) Read(b []byte) (int, error) {
