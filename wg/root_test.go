@@ -80,7 +80,7 @@ func kernelPhone(t *testing.T, host *netnstest.Host, f *File, endpoint string) {
 		if err != nil {
 			return err
 		}
-		d := device.NewDevice(dev, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
+		d := device.NewDevice(dev, bindIn{conn.NewDefaultBind(), host}, device.NewLogger(device.LogLevelSilent, ""))
 		t.Cleanup(d.Close)
 		return errors.Join(d.IpcSet(fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=%s\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\n",
 			hexKey(p.PrivateKey), hexKey(f.ServerKey.Public()), endpoint)), d.Up())
@@ -94,6 +94,21 @@ func kernelPhone(t *testing.T, host *netnstest.Host, f *File, endpoint string) {
 	host.Up("wg0")
 	host.Route("198.51.100.0/24", "", "wg0")
 	host.Route("2001:db8::/64", "", "wg0")
+}
+
+// bindIn opens its sockets in a host, whoever asks: wireguard-go also brings its device up from the
+// goroutine that hears of the TUN's state.
+type bindIn struct {
+	conn.Bind
+	host *netnstest.Host
+}
+
+func (b bindIn) Open(port uint16) (receive []conn.ReceiveFunc, actual uint16, err error) {
+	err = b.host.Do(func() (err error) {
+		receive, actual, err = b.Bind.Open(port)
+		return err
+	})
+	return receive, actual, err
 }
 
 func serveIn(t *testing.T, box *netnstest.Host, cfg Config) *appliance {
