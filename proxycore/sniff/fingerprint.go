@@ -19,7 +19,7 @@ func (h *ClientHello) JA3() string {
 	}
 	parts := []string{strconv.Itoa(int(h.Version))}
 	for _, list := range [][]uint16{h.CipherSuites, h.extensionTypes(), h.Groups, formats} {
-		parts = append(parts, joinNumbers(withoutGREASE(list), "-", "%d"))
+		parts = append(parts, joinDecimal(withoutGREASE(list), '-'))
 	}
 	return strings.Join(parts, ",")
 }
@@ -45,11 +45,11 @@ func (h *ClientHello) JA4() string {
 	slices.Sort(ciphers)
 	slices.Sort(extensions)
 	extensions = slices.DeleteFunc(extensions, func(t uint16) bool { return t == extServerName || t == extALPN })
-	tail := joinNumbers(extensions, ",", "%04x")
+	tail := joinHex(extensions, ',')
 	if algorithms := withoutGREASE(h.SignatureAlgorithms); tail != "" && len(algorithms) > 0 {
-		tail += "_" + joinNumbers(algorithms, ",", "%04x")
+		tail += "_" + joinHex(algorithms, ',')
 	}
-	return head + "_" + ja4Hash(joinNumbers(ciphers, ",", "%04x")) + "_" + ja4Hash(tail)
+	return head + "_" + ja4Hash(joinHex(ciphers, ',')) + "_" + ja4Hash(tail)
 }
 
 func (h *ClientHello) ja4Transport() byte {
@@ -122,10 +122,27 @@ func withoutGREASE(list []uint16) []uint16 {
 	return slices.DeleteFunc(slices.Clone(list), IsGREASE)
 }
 
-func joinNumbers(list []uint16, separator, format string) string {
-	parts := make([]string, len(list))
+// joinDecimal and joinHex write a list of numbers, the latter with four digits each. Every intercepted
+// connection calls them, so they do without fmt.
+func joinDecimal(list []uint16, separator byte) string {
+	b := make([]byte, 0, 6*len(list))
 	for i, v := range list {
-		parts[i] = fmt.Sprintf(format, v)
+		if i > 0 {
+			b = append(b, separator)
+		}
+		b = strconv.AppendUint(b, uint64(v), 10)
 	}
-	return strings.Join(parts, separator)
+	return string(b)
+}
+
+func joinHex(list []uint16, separator byte) string {
+	const digits = "0123456789abcdef"
+	b := make([]byte, 0, 5*len(list))
+	for i, v := range list {
+		if i > 0 {
+			b = append(b, separator)
+		}
+		b = append(b, digits[v>>12], digits[v>>8&15], digits[v>>4&15], digits[v&15])
+	}
+	return string(b)
 }
