@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -25,7 +26,7 @@ const stopTimeout = 10 * time.Second
 
 // serve runs an appliance with a face until a signal, or until the face or a fatal error ends it.
 func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show face) error {
-	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(cmd.Context(), stopSignals()...)
 	defer stop()
 	shown := make(chan error, 1)
 	go func() { shown <- show(context.Background(), a.API()) }() // it ends when the appliance has stopped
@@ -57,6 +58,16 @@ func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show 
 	notify(a.Log(), daemon.SdNotifyStopping)
 	stopBounded(a)
 	return errors.Join(err, <-shown)
+}
+
+// stopSignals ask for a clean end. The end of a terminal is one of them, since a gateway whose rules
+// stay without it is dead; unless nohup or its like said that it is not.
+func stopSignals() []os.Signal {
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 // startError is the one line that says why nothing runs.
