@@ -29,7 +29,7 @@ func (w *world) traces() []string {
 // TestNothingIsLeft: a stopped appliance has removed what it made, whichever signal stopped it, and a
 // conversation that still ran is in the file.
 func TestNothingIsLeft(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		t.Run(signal.String(), func(t *testing.T) {
 			w := open(t)
 			before := w.traces()
@@ -270,5 +270,25 @@ func TestDiskFull(t *testing.T) {
 	last := w.app.Log()[strings.LastIndex(strings.TrimSpace(w.app.Log()), "\n")+1:]
 	if !strings.Contains(last, "no space left on device") || !strings.Contains(last, "flows.mitm") {
 		t.Errorf("the last line is %q; want the file and the reason", last)
+	}
+}
+
+// TestOutputGone: when nobody reads what is printed any more, the program ends as orderly as ever.
+func TestOutputGone(t *testing.T) {
+	w := open(t)
+	before := w.traces()
+	w.launch(lab.Program{
+		Face: "dump", Within: []string{"bash", "-c", `exec "$@" > >(head -n 1)`, "bash"}, Args: []string{"-m", "transparent:" + lab.LAN},
+	})
+	for range 20 {
+		if _, err := w.curl("--max-time", "5", "http://"+lab.Web+"/"); err != nil {
+			break
+		}
+	}
+	if status, err := w.app.Wait(w.ctx); err != nil || status != 1 {
+		t.Errorf("exit status %d, %v; want 1", status, err)
+	}
+	if after := w.traces(); !slices.Equal(before, after) {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 	}
 }
