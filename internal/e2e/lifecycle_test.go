@@ -292,3 +292,21 @@ func TestOutputGone(t *testing.T) {
 		t.Errorf("left behind:\n%s\nbefore:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 	}
 }
+
+// TestSecondAppliance: one that would take another one's traffic does not start, and breaks nothing.
+func TestSecondAppliance(t *testing.T) {
+	w := start(t, "-m", "transparent:"+lab.LAN, "-m", "local:nobody", "-m", "wireguard")
+	running := w.traces()
+	for _, mode := range []string{"transparent:" + lab.LAN, "local:curl", "wireguard"} {
+		end := w.fails(t, lab.Program{Args: []string{"-m", mode}})
+		if end.Status != 1 {
+			t.Errorf("%s: exit status %d, want 1", mode, end.Status)
+		}
+		t.Logf("%s: %s", mode, end.Stderr)
+	}
+	if now := w.traces(); !slices.Equal(running, now) {
+		t.Errorf("the second one has changed things:\n%s\nbefore:\n%s", strings.Join(now, "\n"), strings.Join(running, "\n"))
+	}
+	w.stillServes()
+	w.stop()
+}
