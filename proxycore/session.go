@@ -54,6 +54,8 @@ type root struct {
 	conn     Conn
 
 	mu      sync.Mutex
+	idle    *time.Timer // see watchIdle; nil for UDP
+	ended   bool
 	servers map[*ServerConn]struct{}
 	failed  map[Route]error // HTTP-52
 }
@@ -145,7 +147,7 @@ func (s *Session) attach(ctx context.Context, conn Conn) {
 	})
 	if s.Network == "tcp" {
 		s.root.active.Store(time.Now().UnixNano())
-		s.watchIdle(ctx)
+		s.watchIdle()
 	}
 }
 
@@ -162,24 +164,30 @@ func (s *Session) cutAll() {
 // ErrIdle is the cause of conversations that tcp_timeout ended.
 var ErrIdle = errors.New("closing connection due to inactivity")
 
-// watchIdle re-arms one timer per conversation; busy conversations cost it one wake-up per timeout.
-func (s *Session) watchIdle(ctx context.Context) {
-	timeout := func() time.Duration { return time.Duration(s.Options().TCPTimeout.Get()) * time.Second }
-	var timer *time.Timer
-	var check func()
-	check = func() {
-		idle := time.Since(s.lastActive())
-		if left := timeout() - idle; left > 0 || s.root.busy.Load() > 0 {
-			timer.Reset(max(left, time.Second))
-			return
-		}
+// watchIdle re-arms one timer per conversation; busy conversations cost it one wake-up per timeout. end
+// stops it.
+func (s *Session) watchIdle() {
+	s.root.mu.Lock()
+	defer s.root.mu.Unlock()
+	s.root.idle = time.AfterFunc(s.idleTimeout(), s.checkIdle)
+}
+
+func (s *Session) idleTimeout() time.Duration {
+	return time.Duration(s.Options().TCPTimeout.Get()) * time.Second
+}
+
+func (s *Session) checkIdle() {
+	left := s.idleTimeout() - time.Since(s.lastActive())
+	if left <= 0 && s.root.busy.Load() == 0 {
 		s.log.Info("closing connection due to inactivity")
 		s.Cut(ErrIdle)
+		return
 	}
-	started := make(chan struct{})
-	timer = time.AfterFunc(timeout(), func() { <-started; check() })
-	close(started)
-	context.AfterFunc(ctx, func() { timer.Stop() })
+	s.root.mu.Lock()
+	defer s.root.mu.Unlock()
+	if !s.root.ended {
+		s.root.idle.Reset(max(left, time.Second))
+	}
 }
 
 // lastActive is when bytes last moved on either side.
@@ -204,6 +212,10 @@ func (s *Session) end(ctx context.Context) {
 	fire(s.Hooks(), "client_disconnected", s.Hooks().clientDisc,
 		func(a ClientDisconnectedHook) error { return a.ClientDisconnected(ctx, data) })
 	s.root.mu.Lock()
+	s.root.ended = true
+	if s.root.idle != nil {
+		s.root.idle.Stop()
+	}
 	left := make([]*ServerConn, 0, len(s.root.servers))
 	for c := range s.root.servers {
 		left = append(left, c)
