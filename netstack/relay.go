@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -170,7 +171,7 @@ func (w *socketWriter) Write(b []byte) (int, error) {
 	}
 	done := 0
 	for done < len(b) {
-		n, err := unix.Write(w.fd, b[done:])
+		n, err := transfer(unix.SYS_WRITE, w.fd, b[done:])
 		switch {
 		case err == nil:
 			done += n
@@ -277,7 +278,7 @@ func (s *socketReader) measure() (waiting bool, err error) {
 		return false, err
 	}
 	if n == 0 && !s.has {
-		m, err := unix.Read(s.fd, s.ahead[:])
+		m, err := transfer(unix.SYS_READ, s.fd, s.ahead[:])
 		switch {
 		case err == unix.EAGAIN || err == unix.EINTR:
 			return true, nil
@@ -309,7 +310,7 @@ func (s *socketReader) Read(b []byte) (int, error) {
 		return 1, nil
 	}
 	for {
-		n, err := unix.Read(s.fd, b)
+		n, err := transfer(unix.SYS_READ, s.fd, b)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -322,6 +323,17 @@ func (s *socketReader) Read(b []byte) (int, error) {
 		s.err = err
 		return 0, err
 	}
+}
+
+// transfer is read(2) or write(2) on a non-blocking socket. It passes by the
+// scheduler, which would take the processor away from a goroutine that copies
+// 64 KiB in a system call: waking another thread for it costs more than the copy.
+func transfer(call uintptr, fd int, b []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // kernelSocket returns the raw socket of v if v is a stream socket of package

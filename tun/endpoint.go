@@ -296,13 +296,16 @@ func describe(pkt *stack.PacketBuffer) virtioHeader {
 	return h
 }
 
+// readv and writev never block, so they pass by the scheduler: it would take the
+// processor away from a goroutine that copies 64 KiB in a system call, and
+// waking another thread for it costs more than the copy.
 func readv(fd uintptr, v []unix.Iovec) (int, syscall.Errno) {
-	n, _, errno := syscall.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)))
+	n, _, errno := syscall.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)))
 	return int(n), errno
 }
 
 func writev(fd uintptr, v []unix.Iovec) (int, syscall.Errno) {
-	n, _, errno := syscall.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)))
+	n, _, errno := syscall.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)))
 	return int(n), errno
 }
 
