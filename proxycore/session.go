@@ -32,6 +32,9 @@ type Session struct {
 	SNI string
 	// Protocol names what the first bytes looked like: "tls", "ssh", ...; "" when unknown.
 	Protocol string
+	// Groups are the key exchange groups that the client offered in TLS, as IANA numbers; nil without
+	// TLS. A connection to the server that it meant offers no stronger or weaker kind.
+	Groups []uint16
 	// ALPN is what was agreed on with the client in the enclosing TLS.
 	ALPN string
 	// Server is a connection to Target that an outer layer has opened; nil when none. Whoever uses it

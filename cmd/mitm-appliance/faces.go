@@ -11,6 +11,7 @@ import (
 	"mitm-appliance/api"
 	"mitm-appliance/internal/appliance"
 	"mitm-appliance/option"
+	"mitm-appliance/proxycore/mode"
 	"mitm-appliance/ui/dump"
 )
 
@@ -56,6 +57,8 @@ func verbosity(r *option.Registry) slog.Level {
 		return slog.LevelError
 	case "warn":
 		return slog.LevelWarn
+	case "alert":
+		return mode.LevelAlert
 	case "debug":
 		return slog.LevelDebug
 	}
@@ -82,7 +85,7 @@ func newRun() *cobra.Command {
 		Short:   "Run as a service without a face of its own",
 		Example: `  mitm-appliance run -m transparent:lan0 -w /var/lib/mitm-appliance/flows.mitm`,
 	}, func(r *option.Registry) func() face {
-		r.String("termlog_verbosity", "info", "From which level on log records are written.",
+		r.String("termlog_verbosity", "alert", "The least important log records that are written; info adds a line per connection.",
 			option.Choose("error", "warn", "info", "alert", "debug"))
 		return func() face { return logTo(os.Stderr) }
 	})
@@ -90,7 +93,12 @@ func newRun() *cobra.Command {
 
 // logTo writes log records as slog's text, which the journal keeps as it is.
 func logTo(w io.Writer) face {
-	h := slog.NewTextHandler(w, nil)
+	h := slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.LevelKey && a.Value.Any() == mode.LevelAlert {
+			a.Value = slog.StringValue("NOTICE")
+		}
+		return a
+	}})
 	return func(ctx context.Context, a api.API) error {
 		return a.Watch(ctx, func(e api.Event) error {
 			if e.Kind != api.EventLog {

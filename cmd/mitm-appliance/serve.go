@@ -26,6 +26,7 @@ const stopTimeout = 10 * time.Second
 
 // serve runs an appliance with a face until a signal, or until the face or a fatal error ends it.
 func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show face) error {
+	appliance.TuneMemory()
 	ctx, stop := signal.NotifyContext(cmd.Context(), stopSignals()...)
 	defer stop()
 	shown := make(chan error, 1)
@@ -34,8 +35,7 @@ func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show 
 	failed := a.Start(ctx)
 	if len(failed) > 0 && !a.Serves() {
 		stopBounded(a)
-		<-shown
-		return startError(failed)
+		return errors.Join(startError(failed), <-shown)
 	}
 	for _, err := range failed { // the others go on
 		a.Log().Error("mode failed to start", "err", err)

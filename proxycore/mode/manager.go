@@ -9,6 +9,10 @@ import (
 	"sync"
 )
 
+// LevelAlert is mitmproxy's level for what is as urgent as info, but to be noticed: modes that come and
+// go. A service logs it, unlike each connection.
+const LevelAlert = slog.LevelInfo + 1
+
 // Instance is a running mode.
 type Instance interface {
 	// State says where it listens or captures.
@@ -98,7 +102,7 @@ func (m *Manager) Apply(ctx context.Context, specs []Spec, host string, port int
 	next, gone := m.plan(specs, host, port)
 	for _, s := range gone {
 		s.instance.Stop()
-		m.log.Info(capital(s.spec.Description())+" stopped.", "spec", s.spec.Full)
+		m.log.Log(context.Background(), LevelAlert, capital(s.spec.Description())+" stopped.", "spec", s.spec.Full)
 	}
 	m.mu.Lock()
 	m.slots = next
@@ -116,7 +120,7 @@ func (m *Manager) Apply(ctx context.Context, specs []Spec, host string, port int
 			failed = append(failed, fmt.Errorf("mode %s: %w", s.spec.Full, err))
 			continue
 		}
-		m.log.Info(announce(s.spec, instance.State()), "spec", s.spec.Full)
+		m.log.Log(ctx, LevelAlert, announce(s.spec, instance.State()), "spec", s.spec.Full)
 	}
 	m.changed()
 	return failed
@@ -209,7 +213,7 @@ func (m *Manager) Stop() {
 	for _, s := range slices.Backward(slots) {
 		if s.instance != nil {
 			s.instance.Stop()
-			m.log.Info(capital(s.spec.Description())+" stopped.", "spec", s.spec.Full)
+			m.log.Log(context.Background(), LevelAlert, capital(s.spec.Description())+" stopped.", "spec", s.spec.Full)
 		}
 	}
 	m.changed()

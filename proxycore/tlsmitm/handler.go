@@ -132,7 +132,7 @@ func (h *Handler) Serve(ctx context.Context, s *proxycore.Session) error {
 	if data.Ignore {
 		return s.PassThrough().Serve(ctx, s)
 	}
-	s.SNI, s.ALPN = hello.SNI, ""
+	s.SNI, s.ALPN, s.Groups = hello.SNI, "", hello.Groups
 	if data.ServerFirst {
 		h.serverFirst(ctx, s)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 
 	"mitm-appliance/flow"
 	"mitm-appliance/proxycore"
@@ -52,6 +53,9 @@ func (h *Handler) serverConfig(s *proxycore.Session, cur *configs, c *proxycore.
 	cfg.ServerName = serverName(s, c, r) // crypto/tls does not send an IP address, but verifies it (TLS-06)
 	cfg.NextProtos = h.offers(s, r)
 	cfg.InsecureSkipVerify = unverified(cur, cfg.ServerName)
+	if cfg.CurvePreferences == nil && len(s.Groups) > 0 {
+		cfg.CurvePreferences = mirroredGroups(s.Groups)
+	}
 	cert, err := cur.clientCertFor(cfg.ServerName, address.Host)
 	if err != nil {
 		return nil, fmt.Errorf("client certificate for %s: %w", cfg.ServerName, err)
@@ -69,6 +73,19 @@ func (h *Handler) serverConfig(s *proxycore.Session, cur *configs, c *proxycore.
 	}
 	cfg.ClientSessionCache = serverSessions{cur.sessions, prefix}
 	return cfg, nil
+}
+
+// mirroredGroups are the key exchange groups to offer to the server of a client: all classical ones, and
+// those post-quantum hybrids that the client offered itself. The server then sees about what it would
+// see without us, and a client that does without a hybrid does not pay for ours.
+func mirroredGroups(client []uint16) []tls.CurveID {
+	groups := []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
+	for _, hybrid := range []tls.CurveID{tls.X25519MLKEM768, tls.SecP256r1MLKEM768, tls.SecP384r1MLKEM1024} {
+		if slices.Contains(client, uint16(hybrid)) {
+			groups = append(groups, hybrid)
+		}
+	}
+	return groups
 }
 
 // unverified decides whether the certificate of a server goes unverified. It is the one place that a
