@@ -73,13 +73,30 @@ func TestSpecMatch(t *testing.T) {
 		want bool
 	}{
 		{"", true},
-		{"7", true}, {"8", false}, {"!7", false}, {"!8", true},
-		{"curl", true}, {"cur", false}, {"CURL", false},
-		{"!8,!7", false}, {"!7,7", true}, {"7,!7", false}, {"7,!curl,uid:1000", true}, {"!curl,8", false},
+		{"7", true},
+		{"8", false},
+		{"!7", false},
+		{"!8", true},
+		{"curl", true},
+		{"cur", false},
+		{"CURL", false},
+		{"!8,!7", false},
+		{"!7,7", true},
+		{"7,!7", false},
+		{"7,!curl,uid:1000", true},
+		{"!curl,8", false},
 		{"8,!9", false}, // starts with a plain item: nothing is captured unless it matches
-		{"uid:1000", true}, {"uid:1001", false}, {"uid:alice", true}, {"uid:bob", false},
-		{"cgroup:/", true}, {"cgroup:/user.slice", true}, {"cgroup:/user.slice/a", true}, {"cgroup:/user.slice/a/b", false}, {"cgroup:/user", false},
-		{"exe:/usr/bin/curl", true}, {"exe:/usr/bin/cur", false},
+		{"uid:1000", true},
+		{"uid:1001", false},
+		{"uid:alice", true},
+		{"uid:bob", false},
+		{"cgroup:/", true},
+		{"cgroup:/user.slice", true},
+		{"cgroup:/user.slice/a", true},
+		{"cgroup:/user.slice/a/b", false},
+		{"cgroup:/user", false},
+		{"exe:/usr/bin/curl", true},
+		{"exe:/usr/bin/cur", false},
 	} {
 		if got := parse(t, test.data).Match(curl); got != test.want {
 			t.Errorf("%q: got %v, want %v", test.data, got, test.want)

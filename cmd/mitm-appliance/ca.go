@@ -16,11 +16,13 @@ import (
 // newCA looks after the certificate authority in the confdir.
 func newCA() *cobra.Command {
 	var confdir string
-	cmd := &cobra.Command{Use: "ca", Short: "The certificate authority that clients have to trust", Args: cobra.NoArgs,
+	cmd := &cobra.Command{
+		Use: "ca", Short: "The certificate authority that clients have to trust", Args: cobra.NoArgs,
 		Example: `  mitm-appliance ca show
   mitm-appliance ca export --format der > ca.cer
   mitm-appliance ca trust-check`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.PersistentFlags().StringVar(&confdir, "confdir", appliance.DefaultConfdir, "directory of the CA `DIR`")
 	load := func() (*certs.CA, error) { return certs.LoadOrCreate(certs.Config{Dir: appliance.Expand(confdir)}) }
 	cmd.AddCommand(caShow(load), caExport(load), caRenew(&confdir), caTrustCheck(load))

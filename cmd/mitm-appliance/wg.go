@@ -14,18 +14,22 @@ import (
 
 // newWG edits the peers of the WireGuard server in its file; a running server follows the file.
 func newWG() *cobra.Command {
-	cmd := &cobra.Command{Use: "wg", Short: "Keys and peers of the WireGuard server", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd := &cobra.Command{
+		Use: "wg", Short: "Keys and peers of the WireGuard server", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	w := &wgFile{}
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&w.path, "file", "", "configuration of the server `FILE` (default wireguard.conf in the confdir)")
 	flags.StringVar(&w.confdir, "confdir", appliance.DefaultConfdir, "directory of the configuration `DIR`")
-	peer := &cobra.Command{Use: "peer", Short: "Add, list, remove and show peers", Args: cobra.NoArgs,
+	peer := &cobra.Command{
+		Use: "peer", Short: "Add, list, remove and show peers", Args: cobra.NoArgs,
 		Example: `  mitm-appliance wg peer add phone        a new peer; its configuration and a QR code to scan
   mitm-appliance wg peer add laptop --public-key KEY
   mitm-appliance wg peer list
   mitm-appliance wg peer qr phone --endpoint 192.0.2.1`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	peer.AddCommand(w.add(), w.list(), w.remove(), w.show(), w.qr())
 	cmd.AddCommand(peer)
 	return cmd

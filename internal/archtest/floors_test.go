@@ -45,18 +45,30 @@ type wall struct{ From, Except, To, Why string }
 
 func walls() []wall {
 	return []wall{
-		{"netstack tun wg redirect capture", "", "flow flow/... option proxycore proxycore/...",
-			"the packet half knows no proxy: it can be used, tested and replaced alone"},
-		{"...", "internal/appliance internal/doctor cmd/... internal/lab/... scripts/... tun wg redirect capture netstack", "netstack tun wg redirect capture",
-			"the packet half meets the proxy in internal/appliance only, in the adapter from netstack.Handler to Core.Serve"},
-		{"ui/...", "", "proxycore proxycore/... store store/... addon/...",
-			"a face can do what the API can, so that every face can do it, also from afar"},
-		{"...", "cmd/... internal/lab/... scripts/...", "internal/appliance",
-			"the composition root is built by a command and known to nobody else; what two packages share belongs on a lower floor"},
-		{"...", development, "internal/netnstest internal/archtest internal/nettest internal/lab internal/e2e",
-			"the lab is for tests, the demo and the bench; nothing in it may reach a user"},
-		{"addon/...", "", "store store/...",
-			"addons see flows through hooks, so that none depends on how flows are kept"},
+		{
+			"netstack tun wg redirect capture", "", "flow flow/... option proxycore proxycore/...",
+			"the packet half knows no proxy: it can be used, tested and replaced alone",
+		},
+		{
+			"...", "internal/appliance internal/doctor cmd/... internal/lab/... scripts/... tun wg redirect capture netstack", "netstack tun wg redirect capture",
+			"the packet half meets the proxy in internal/appliance only, in the adapter from netstack.Handler to Core.Serve",
+		},
+		{
+			"ui/...", "", "proxycore proxycore/... store store/... addon/...",
+			"a face can do what the API can, so that every face can do it, also from afar",
+		},
+		{
+			"...", "cmd/... internal/lab/... scripts/...", "internal/appliance",
+			"the composition root is built by a command and known to nobody else; what two packages share belongs on a lower floor",
+		},
+		{
+			"...", development, "internal/netnstest internal/archtest internal/nettest internal/lab internal/e2e",
+			"the lab is for tests, the demo and the bench; nothing in it may reach a user",
+		},
+		{
+			"addon/...", "", "store store/...",
+			"addons see flows through hooks, so that none depends on how flows are kept",
+		},
 	}
 }
 
@@ -70,8 +82,11 @@ type stdBan struct {
 func stdBans() []stdBan {
 	return []stdBan{
 		{"log", "...", development, nil, "a *slog.Logger is injected, so that two appliances in one process do not share one"},
-		{"net/http", "flow flow/... proxycore proxycore/... addon/...", "", []string{"Status", "Method"},
-			"its server and client lose order, case and framing of headers; constants are fine, the control API may use all of it"},
+		{
+			"net/http", "flow flow/... proxycore proxycore/... addon/...", "",
+			[]string{"Status", "Method"},
+			"its server and client lose order, case and framing of headers; constants are fine, the control API may use all of it",
+		},
 		{"testing", "...", development, nil, "test code does not belong into the product"},
 		{"unsafe", "...", "tun wg capture redirect netstack", nil, "only who talks to the kernel by ioctl or netlink needs it"},
 		{"os/exec", "...", development + " addon/script", nil, "the product changes the system through netlink, not by running programs that may be missing"},

@@ -85,17 +85,23 @@ func TestEachLackIsTold(t *testing.T) {
 		want  []string // one line each that is not OK, as printed
 	}{
 		{"no such mode", "nonsense", func(*machine) {}, []string{"FAIL mode (nonsense) invalid proxy mode"}},
-		{"no NET_ADMIN", "transparent:lan0 wireguard", func(m *machine) { m.capabilities = without(12) },
-			[]string{"FAIL CAP_NET_ADMIN (transparent:lan0) missing, so no devices", "warn CAP_NET_ADMIN (wireguard)"}},
-		{"no BPF", "local:curl local:uid:7", func(m *machine) { m.capabilities = without(39, 21) },
-			[]string{"FAIL CAP_BPF (local:curl)", "warn CAP_BPF (local:uid:7)"}},
+		{
+			"no NET_ADMIN", "transparent:lan0 wireguard", func(m *machine) { m.capabilities = without(12) },
+			[]string{"FAIL CAP_NET_ADMIN (transparent:lan0) missing, so no devices", "warn CAP_NET_ADMIN (wireguard)"},
+		},
+		{
+			"no BPF", "local:curl local:uid:7", func(m *machine) { m.capabilities = without(39, 21) },
+			[]string{"FAIL CAP_BPF (local:curl)", "warn CAP_BPF (local:uid:7)"},
+		},
 		{"SYS_ADMIN instead of BPF", "local:curl", func(m *machine) { m.capabilities = without(39) }, nil},
 		{"no TUN file", "tun", func(m *machine) {
 			m.tryTUN = func() (bool, error) { return false, fmt.Errorf("open: %w", syscall.ENOENT) }
 		}, []string{"FAIL tun device (tun) open: no such file or directory — cure: mkdir -p /dev/net"}},
 		{"no TUN module", "tun", func(m *machine) { m.tryTUN = func() (bool, error) { return false, syscall.ENODEV } }, []string{"FAIL tun device (tun) no such device — cure: modprobe tun"}},
-		{"TUN forbidden", "transparent:lan0 tun", func(m *machine) { m.tryTUN = func() (bool, error) { return false, syscall.EPERM } },
-			[]string{"FAIL tun device (transparent:lan0, tun) operation not permitted — cure: run as root; in a container"}},
+		{
+			"TUN forbidden", "transparent:lan0 tun", func(m *machine) { m.tryTUN = func() (bool, error) { return false, syscall.EPERM } },
+			[]string{"FAIL tun device (transparent:lan0, tun) operation not permitted — cure: run as root; in a container"},
+		},
 		{"no UDP offload", "tun", func(m *machine) { m.tryTUN = func() (bool, error) { return false, nil } }, []string{"warn tun device (tun) without UDP offload"}},
 		{"name taken", "tun:lan0", func(*machine) {}, []string{"FAIL interface lan0 (tun:lan0) exists and is no TUN device (veth)"}},
 		{"no such interface", "transparent:lan0,lan9", func(*machine) {}, []string{"FAIL interface lan9 (transparent:lan0,lan9) there is no interface lan9 — cure: choose one of: ip -br link"}},
@@ -108,12 +114,16 @@ func TestEachLackIsTold(t *testing.T) {
 		{"no BTF", "local", func(m *machine) { m.probeCapture = local("BTF") }, []string{"warn BTF (local) bad"}},
 		{"no cgroup2", "local:curl", func(m *machine) { m.probeCapture = local("cgroup2") }, []string{"FAIL cgroup2 (local:curl) bad — cure: heal"}},
 		{"no eBPF, but not needed", "local:uid:7", func(m *machine) { m.probeCapture = local("eBPF programs") }, []string{"warn eBPF programs (local:uid:7) bad (nftables"}},
-		{"port in use", "regular@8081", func(m *machine) { m.listen = inUse },
-			[]string{"FAIL port 8081/tcp (regular@8081) in use by another program — cure: find it by: ss -lnpt 'sport = :8081', and stop it; or listen elsewhere: --mode regular@8082"}},
+		{
+			"port in use", "regular@8081", func(m *machine) { m.listen = inUse },
+			[]string{"FAIL port 8081/tcp (regular@8081) in use by another program — cure: find it by: ss -lnpt 'sport = :8081', and stop it; or listen elsewhere: --mode regular@8082"},
+		},
 		{"WireGuard's port in use", "wireguard", func(m *machine) { m.listen = inUse }, []string{"FAIL port 51820/udp (wireguard) in use by another program — cure: find it by: ss -lnpu"}},
 		{"low port", "regular@80", func(m *machine) { m.listen = denied }, []string{"FAIL port 80/tcp (regular@80) below 1024, which needs CAP_NET_BIND_SERVICE — cure: run as root, or sysctl"}},
-		{"bad WireGuard file", "wireguard:/x.conf", func(m *machine) { m.loadPeers = func(string) error { return errors.New("line 3: what?") } },
-			[]string{"FAIL wireguard file (wireguard:/x.conf) line 3: what? — cure: chmod 600 /x.conf"}},
+		{
+			"bad WireGuard file", "wireguard:/x.conf", func(m *machine) { m.loadPeers = func(string) error { return errors.New("line 3: what?") } },
+			[]string{"FAIL wireguard file (wireguard:/x.conf) line 3: what? — cure: chmod 600 /x.conf"},
+		},
 		{"few files", "regular", func(m *machine) { m.openFiles = func() (uint64, error) { return 4096, nil } }, []string{"warn open files (regular) 4096 allowed, about 2048 connections — cure: ulimit -Hn"}},
 		{"hardly any file", "regular", func(m *machine) { m.openFiles = func() (uint64, error) { return 256, nil } }, []string{"FAIL open files (regular) 256 allowed"}},
 	} {

@@ -98,8 +98,10 @@ func TestConnectDenied(t *testing.T) {
 	k := begin(t, setup{eager: true})
 	k.hooks.on("http_connect", func(l *proxycore.LiveFlow) {
 		if !l.HTTP.Request.Header.Has("proxy-authorization") {
-			l.HTTP.Response = &flow.Response{Status: 407, Reason: "Proxy Authentication Required",
-				Message: flow.Message{Header: flow.Header{{Name: "Proxy-Authenticate", Value: "Basic"}}}}
+			l.HTTP.Response = &flow.Response{
+				Status: 407, Reason: "Proxy Authentication Required",
+				Message: flow.Message{Header: flow.Header{{Name: "Proxy-Authenticate", Value: "Basic"}}},
+			}
 		}
 	})
 	k.clientSends("CONNECT HOST HTTP/1.1\r\n\r\n")

@@ -19,7 +19,8 @@ func TestJA3(t *testing.T) {
 		version: 0x0301,
 		ciphers: []uint16{0x1a1a, 47, 53, 5, 10, 49161, 49162, 49171, 49172, 50, 56, 19, 4},
 		extensions: []Extension{
-			{Type: 0x2a2a}, sniExtension("a.example"), listExtension(extSupportedGroups, 0x3a3a, 23, 24, 25),
+			{Type: 0x2a2a},
+			sniExtension("a.example"), listExtension(extSupportedGroups, 0x3a3a, 23, 24, 25),
 			{Type: extPointFormats, Data: []byte{1, 0}},
 		},
 	})
@@ -34,12 +35,24 @@ func TestJA3(t *testing.T) {
 // The offers and the result are the worked example of the JA4 technical details.
 func TestJA4(t *testing.T) {
 	extensions := []Extension{
-		{Type: 0x9a9a}, sniExtension("a.example"), {Type: 0x0017}, {Type: 0xff01},
-		listExtension(extSupportedGroups, 29), {Type: extPointFormats, Data: []byte{1, 0}}, {Type: 0x0023},
-		alpnExtension("h2", "http/1.1"), {Type: 0x0005},
+		{Type: 0x9a9a},
+		sniExtension("a.example"),
+		{Type: 0x0017},
+		{Type: 0xff01},
+		listExtension(extSupportedGroups, 29),
+		{Type: extPointFormats, Data: []byte{1, 0}},
+		{Type: 0x0023},
+		alpnExtension("h2", "http/1.1"),
+		{Type: 0x0005},
 		listExtension(extSignatureAlgorithms, 0x0403, 0x0804, 0x0401, 0x0503, 0x0805, 0x0501, 0x0806, 0x0601),
-		{Type: 0x0012}, {Type: extKeyShare}, {Type: 0x002d}, listExtension(extSupportedVersions, 0x0a0a, 0x0304, 0x0303),
-		{Type: 0x001b}, {Type: 0x4469}, {Type: 0xfafa}, {Type: 0x0015},
+		{Type: 0x0012},
+		{Type: extKeyShare},
+		{Type: 0x002d},
+		listExtension(extSupportedVersions, 0x0a0a, 0x0304, 0x0303),
+		{Type: 0x001b},
+		{Type: 0x4469},
+		{Type: 0xfafa},
+		{Type: 0x0015},
 	}
 	hello := parse(t, testHello{
 		version: 0x0303,

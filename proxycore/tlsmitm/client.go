@@ -20,8 +20,10 @@ func (h *Handler) handshakeClient(ctx context.Context, s *proxycore.Session, cur
 	host := hostOf(s)
 	leaf, err := h.leaf(s, cur, hello)
 	if err != nil {
-		return nil, h.failClient(ctx, s, &HandshakeError{Host: host, Err: err,
-			Reason: fmt.Sprintf("no certificate for %s could be made: %v", host, err)})
+		return nil, h.failClient(ctx, s, &HandshakeError{
+			Host: host, Err: err,
+			Reason: fmt.Sprintf("no certificate for %s could be made: %v", host, err),
+		})
 	}
 	cfg := cur.clientLeg.Clone()
 	cfg.Certificates = []tls.Certificate{*leaf}
@@ -151,8 +153,10 @@ func helloFailure(err error, s *proxycore.Session) *HandshakeError {
 			seen = p[0]
 		}
 		const shown = 64
-		return &HandshakeError{Host: hostOf(s), Err: err,
-			Reason: fmt.Sprintf("cannot parse ClientHello: %s (%v)", hex.EncodeToString(seen[:min(len(seen), shown)]), err)}
+		return &HandshakeError{
+			Host: hostOf(s), Err: err,
+			Reason: fmt.Sprintf("cannot parse ClientHello: %s (%v)", hex.EncodeToString(seen[:min(len(seen), shown)]), err),
+		}
 	}
 	return clientFailure(err, hostOf(s), 0, leg{})
 }

@@ -145,8 +145,10 @@ func TestOpenSSLClient(t *testing.T) {
 		{[]string{"-sigalgs", "RSA-PSS+SHA256"}, "Verification: OK"},
 		{[]string{"-alpn", "imap"}, "Verification: OK"},
 	} {
-		args := append([]string{"s_client", "-brief", "-connect", gate.String(), "-servername", "example.test", "-verify_hostname", "example.test",
-			"-verify_return_error", "-CAfile", l.caFile()}, tt.args...)
+		args := append([]string{
+			"s_client", "-brief", "-connect", gate.String(), "-servername", "example.test", "-verify_hostname", "example.test",
+			"-verify_return_error", "-CAfile", l.caFile(),
+		}, tt.args...)
 		out, err := run(t, "GET / HTTP/1.1\r\n\r\n", openssl, args...)
 		if err != nil || !strings.Contains(out, tt.want) || !strings.Contains(out, "Verification: OK") {
 			t.Errorf("openssl %v: %v\n%s", tt.args, err, out)

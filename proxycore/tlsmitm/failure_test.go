@@ -36,19 +36,27 @@ func TestServerVerification(t *testing.T) {
 		{"good", l.inet.issue(t, nil, "example.test"), "example.test", ""},
 		{"wildcard", l.inet.issue(t, nil, "*.test"), "example.test", ""},
 		{"address without SNI", l.inet.issue(t, nil, "127.0.0.1"), "", ""},
-		{"address not in certificate", l.inet.issue(t, nil, "example.test"), "",
-			"name mismatch: the certificate is for example.test, not for 127.0.0.1"},
-		{"other name", l.inet.issue(t, nil, "a.test", "b.test"), "example.test",
-			"name mismatch: the certificate is for a.test, b.test, not for example.test"},
+		{
+			"address not in certificate", l.inet.issue(t, nil, "example.test"), "",
+			"name mismatch: the certificate is for example.test, not for 127.0.0.1",
+		},
+		{
+			"other name", l.inet.issue(t, nil, "a.test", "b.test"), "example.test",
+			"name mismatch: the certificate is for a.test, b.test, not for example.test",
+		},
 		{"partial wildcard", l.inet.issue(t, nil, "ex*.test"), "example.test", "name mismatch"},
-		{"common name only", l.inet.issue(t, func(c *x509.Certificate) { c.Subject.CommonName = "example.test" }), "example.test",
-			"name mismatch: the certificate is for nobody (its common name \"example.test\" does not count)"},
+		{
+			"common name only", l.inet.issue(t, func(c *x509.Certificate) { c.Subject.CommonName = "example.test" }), "example.test",
+			"name mismatch: the certificate is for nobody (its common name \"example.test\" does not count)",
+		},
 		{"expired", l.inet.issue(t, func(c *x509.Certificate) {
 			c.NotAfter = time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC)
 			c.NotBefore = c.NotAfter.Add(-time.Hour)
 		}, "example.test"), "example.test", "certificate expired on 2020-02-03 04:05 UTC, issued by CN=Test Internet CA"},
-		{"not yet valid", l.inet.issue(t, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }, "example.test"),
-			"example.test", "certificate is not valid before"},
+		{
+			"not yet valid", l.inet.issue(t, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }, "example.test"),
+			"example.test", "certificate is not valid before",
+		},
 		{"unknown authority", other.issue(t, nil, "example.test"), "example.test", "unknown authority CN=Nobody's CA"},
 		{"self-signed", selfSigned(), "example.test", "self-signed certificate"},
 		{"for clients only", l.inet.issue(t, func(c *x509.Certificate) {
@@ -204,10 +212,14 @@ func TestClientRefusals(t *testing.T) {
 		want  string
 		level string
 	}{
-		{"does not know our CA", func(c *tls.Config) { c.RootCAs = unknown },
-			"client does not trust our certificate for example.test (bad certificate); install the CA certificate", "WARN"},
-		{"speaks old TLS only", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 },
-			"no TLS version in common: the client speaks TLSv1.1 at most; tls_version_client_min is TLSv1.2", "WARN"},
+		{
+			"does not know our CA", func(c *tls.Config) { c.RootCAs = unknown },
+			"client does not trust our certificate for example.test (bad certificate); install the CA certificate", "WARN",
+		},
+		{
+			"speaks old TLS only", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 },
+			"no TLS version in common: the client speaks TLSv1.1 at most; tls_version_client_min is TLSv1.2", "WARN",
+		},
 		{"has RC4 only", func(c *tls.Config) {
 			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_RSA_WITH_RC4_128_SHA}
 		}, "no cipher suite in common", "WARN"},

@@ -84,8 +84,10 @@ func (t *tap) Read(b []byte) (int, error) {
 
 func TestAddonAsksForServerFirst(t *testing.T) {
 	for _, first := range []bool{true, false} {
-		l := newLab(t, labConfig{addons: []any{helloFunc(func(d *proxycore.ClientHelloData) { d.ServerFirst = first })},
-			options: []string{"connection_strategy=lazy"}})
+		l := newLab(t, labConfig{
+			addons:  []any{helloFunc(func(d *proxycore.ClientHelloData) { d.ServerFirst = first })},
+			options: []string{"connection_strategy=lazy"},
+		})
 		c, err := l.connect(l.echo(l.serverConfig("example.test")), l.clientConfig("example.test"))
 		check(t, err)
 		c.Close()
@@ -236,7 +238,8 @@ func TestResumption(t *testing.T) {
 // fixedKey is a cache of one entry for all names.
 type fixedKey struct{ tls.ClientSessionCache }
 
-func (f fixedKey) Get(string) (*tls.ClientSessionState, bool)  { return f.ClientSessionCache.Get("x") }
+func (f fixedKey) Get(string) (*tls.ClientSessionState, bool) { return f.ClientSessionCache.Get("x") }
+
 func (f fixedKey) Put(_ string, state *tls.ClientSessionState) { f.ClientSessionCache.Put("x", state) }
 
 func TestResumptionDoesNotWeakenVerification(t *testing.T) {
