@@ -38,23 +38,24 @@ const (
 	faultResponse = "HTTP/1.1 100 C\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
 )
 
-// oneEnd checks that a flow has exactly one terminal hook, and says why when it is an error.
+// oneEnd checks that each flow has exactly one terminal hook: with a response, or with an error that
+// says why.
 func (k *talk) oneEnd(what string) {
 	k.t.Helper()
-	ends := 0
-	for _, name := range strings.Fields(k.hooks.list()) {
-		if name == "response" || name == "error" {
-			ends++
+	flows, ended := k.kept.finished(), k.hooks.ends()
+	for i, f := range flows {
+		ends := ended[f.ID]
+		switch {
+		case len(ends) != 1:
+			k.t.Errorf("%s: flow %d ends %d times, hooks %s", what, i, len(ends), k.hooks.list())
+		case ends[0] == "response" && f.HTTP.Response == nil:
+			k.t.Errorf("%s: no response in flow %d", what, i)
+		case ends[0] == "error" && (f.Error == nil || f.Error.Message == ""):
+			k.t.Errorf("%s: no reason in flow %d", what, i)
 		}
 	}
-	flows := k.kept.finished()
-	if ends != len(flows) {
-		k.t.Errorf("%s: %d flows, hooks %s", what, len(flows), k.hooks.list())
-	}
-	for _, f := range flows {
-		if strings.HasSuffix(k.hooks.list(), "error") && (f.Error == nil || f.Error.Message == "") {
-			k.t.Errorf("%s: no reason in the flow", what)
-		}
+	if len(ended) != len(flows) {
+		k.t.Errorf("%s: %d flows ended, %d are recorded as such", what, len(ended), len(flows))
 	}
 }
 
@@ -108,6 +109,7 @@ func FuzzConversation(f *testing.F) {
 	f.Add(faultRequest+get, faultResponse, true)
 	f.Add("GET / HTTP/1.1\r\nUpgrade: a\r\n\r\nraw", "HTTP/1.1 101 X\r\n\r\nraw", false)
 	f.Add("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc", "HTTP/1.0 200\r\n\r\n", true)
+	f.Add(faultRequest+"GET / HTTP/1.1\r\nHo\x00\x00: HOST\r\n\r\n", faultResponse, true) // a good flow, then a bad one
 	f.Fuzz(func(t *testing.T, client, server string, streamed bool) {
 		k := begin(t, setup{transparent: true, limits: http1.Config{Linger: time.Millisecond}, patience: 5 * time.Millisecond})
 		if streamed {
@@ -137,6 +139,24 @@ func FuzzConversation(f *testing.F) {
 		<-answered
 		k.oneEnd(fmt.Sprintf("%q, %q", client, server))
 	})
+}
+
+// TestBadRequestAfterGoodOne: what is wrong with the second request is told in its own flow.
+func TestBadRequestAfterGoodOne(t *testing.T) {
+	k := faulty(t, true)
+	k.clientSends(faultRequest + "GET / HTTP/1.1\r\nHo\x00\x00: HOST\r\n\r\n")
+	k.serverGets(faultRequest)
+	k.serverSends(faultResponse)
+	k.clientGets(faultResponse)
+	k.clientPage("400 Bad Request")
+	k.finished()
+	k.oneEnd("pipelined")
+	if f := k.flow(0); f.Error != nil || f.HTTP.Response.Status != 200 {
+		t.Errorf("the first flow: %+v, %+v", f.Error, f.HTTP.Response)
+	}
+	if f := k.flow(1); f.Error == nil || !strings.Contains(f.Error.Message, "Ho") {
+		t.Errorf("the second flow: %+v", f.Error)
+	}
 }
 
 // TestKillWhileStreaming cuts both directions in the middle of a body.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -292,6 +293,7 @@ func (k *talk) flow(i int) *flow.Flow {
 type hooks struct {
 	mu  sync.Mutex
 	saw []string
+	end map[flow.ID][]string // the terminal hooks of each flow
 	act map[string]func(*proxycore.LiveFlow)
 }
 
@@ -307,6 +309,12 @@ func (h *hooks) on(name string, act func(*proxycore.LiveFlow)) {
 func (h *hooks) note(name string, l *proxycore.LiveFlow) error {
 	h.mu.Lock()
 	h.saw = append(h.saw, name)
+	if name == "response" || name == "error" {
+		if h.end == nil {
+			h.end = map[flow.ID][]string{}
+		}
+		h.end[l.ID] = append(h.end[l.ID], name)
+	}
 	act := h.act[name]
 	h.mu.Unlock()
 	if act != nil && l != nil {
@@ -321,13 +329,22 @@ func (h *hooks) list() string {
 	return strings.Join(h.saw, " ")
 }
 
+func (h *hooks) ends() map[flow.ID][]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.end)
+}
+
 func (h *hooks) RequestHeaders(_ context.Context, l *proxycore.LiveFlow) error {
 	return h.note("requestheaders", l)
 }
+
 func (h *hooks) Request(_ context.Context, l *proxycore.LiveFlow) error { return h.note("request", l) }
+
 func (h *hooks) ResponseHeaders(_ context.Context, l *proxycore.LiveFlow) error {
 	return h.note("responseheaders", l)
 }
+
 func (h *hooks) Response(_ context.Context, l *proxycore.LiveFlow) error {
 	return h.note("response", l)
 }
@@ -335,15 +352,19 @@ func (h *hooks) Error(_ context.Context, l *proxycore.LiveFlow) error { return h
 func (h *hooks) HTTPConnect(_ context.Context, l *proxycore.LiveFlow) error {
 	return h.note("http_connect", l)
 }
+
 func (h *hooks) HTTPConnected(_ context.Context, l *proxycore.LiveFlow) error {
 	return h.note("http_connected", l)
 }
+
 func (h *hooks) HTTPConnectError(_ context.Context, l *proxycore.LiveFlow) error {
 	return h.note("http_connect_error", l)
 }
+
 func (h *hooks) ServerConnect(_ context.Context, _ *proxycore.ServerData) error {
 	return h.note("server_connect", nil)
 }
+
 func (h *hooks) ServerConnected(_ context.Context, _ *proxycore.ServerData) error {
 	return h.note("server_connected", nil)
 }
