@@ -32,7 +32,7 @@ func (c *Capture) begin() (err error) {
 		if c.cfg.Mechanism == EBPF {
 			return fmt.Errorf("capture: %w", why)
 		}
-		c.log.Warn("eBPF is not available, local capture falls back to nftables", "error", why)
+		c.log.Warn("eBPF is not available, local capture falls back to nftables", "err", why)
 	}
 	c.status = Status{Mechanism: NFT, Reason: "it was asked for"}
 	if why != nil {
@@ -56,7 +56,7 @@ func (c *Capture) beginKernel() (err error) {
 		dns: c.cfg.DNS, netns: netnsCookie(), serverPorts: ephemeralPorts(),
 	}
 	if cfg.offsets, err = kernelOffsets(); err != nil {
-		c.log.Warn("kernel structures are unknown: names of threads stand in for those of processes", "error", err)
+		c.log.Warn("kernel structures are unknown: names of threads stand in for those of processes", "err", err)
 	}
 	err = c.loadKernel(cfg)
 	if err != nil && cfg.offsets != nil {
@@ -64,7 +64,7 @@ func (c *Capture) beginKernel() (err error) {
 		plain := cfg
 		plain.offsets = nil
 		if retry := c.loadKernel(plain); retry == nil {
-			c.log.Warn("kernel memory cannot be read: names of threads stand in for those of processes", "error", err)
+			c.log.Warn("kernel memory cannot be read: names of threads stand in for those of processes", "err", err)
 			return nil
 		}
 	}

@@ -220,7 +220,7 @@ func (c *Capture) refresh(ctx context.Context) {
 		case <-ticker.C:
 		}
 		if err := c.refreshOnce(); err != nil {
-			c.log.Warn("cannot bring local capture up to date", "error", err)
+			c.log.Warn("cannot bring local capture up to date", "err", err)
 		}
 	}
 }

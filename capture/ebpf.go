@@ -106,7 +106,7 @@ func (k *kernelSteer) attach(dir string, cfg programConfig, log *slog.Logger) er
 		case err == nil:
 			k.links = append(k.links, l)
 		case h.optional:
-			log.Debug("this kernel lacks a hook for local capture", "hook", h.name, "error", err)
+			log.Debug("this kernel lacks a hook for local capture", "hook", h.name, "err", err)
 		default:
 			return fmt.Errorf("eBPF program %s: %w", h.name, err)
 		}

@@ -137,7 +137,7 @@ func (d *Device) setSysctls(log *slog.Logger) {
 	} {
 		err := os.WriteFile(filepath.Join("/proc/sys/net", s.key), []byte(s.value), 0)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Warn("sysctl not set", "key", s.key, "value", s.value, "error", err)
+			log.Warn("sysctl not set", "key", s.key, "value", s.value, "err", err)
 		}
 	}
 }

@@ -145,7 +145,7 @@ func (e *endpoint) read() {
 	for {
 		if err := raw.Read(step); err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
-				e.log.Error("reading the TUN device failed", "error", err)
+				e.log.Error("reading the TUN device failed", "err", err)
 			}
 			return
 		}
@@ -156,7 +156,7 @@ func (e *endpoint) read() {
 		switch {
 		case errno == unix.EINTR:
 		case errno != 0: // EBADFD: the interface was deleted
-			e.log.Error("reading the TUN device failed", "error", errno)
+			e.log.Error("reading the TUN device failed", "err", errno)
 			return
 		default:
 			view = e.receive(*d, &head, view, n-headerSize)

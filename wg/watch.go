@@ -53,6 +53,6 @@ func (s *Server) reload(path string) {
 		err = s.Apply(f)
 	}
 	if err != nil {
-		s.log.Warn("wireguard configuration not applied, the running one stays", "error", err)
+		s.log.Warn("wireguard configuration not applied, the running one stays", "err", err)
 	}
 }

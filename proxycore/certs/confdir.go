@@ -77,7 +77,7 @@ func LoadOrCreate(cfg Config) (*CA, error) {
 		return nil, err
 	}
 	if err := ca.Check(cfg.Now()); err != nil {
-		cfg.Logger.Warn("ca certificate has a problem", "path", cfg.path(FileCA), "error", err)
+		cfg.Logger.Warn("ca certificate has a problem", "path", cfg.path(FileCA), "err", err)
 	}
 	writePublicFiles(cfg, ca)
 	return ca, nil
@@ -112,7 +112,7 @@ func loadBundle(cfg Config) (*bundle, error) {
 		return nil, fmt.Errorf("read ca from %s: private key and first certificate do not match", path)
 	}
 	if b.chainErr != nil {
-		cfg.Logger.Warn("rest of the ca chain is left out", "path", path, "error", b.chainErr)
+		cfg.Logger.Warn("rest of the ca chain is left out", "path", path, "err", b.chainErr)
 	}
 	return b, nil
 }
@@ -170,7 +170,7 @@ func writePublicFiles(cfg Config, ca *CA) {
 	if _, err := os.Stat(cfg.path(FileCertP12)); errors.Is(err, fs.ErrNotExist) {
 		p12, err := ca.P12()
 		if err != nil {
-			cfg.Logger.Warn("pkcs#12 file cannot be made", "error", err)
+			cfg.Logger.Warn("pkcs#12 file cannot be made", "err", err)
 			return
 		}
 		logWrite(cfg, FileCertP12, p12)
@@ -184,7 +184,7 @@ func samePEM(text, der []byte) bool {
 
 func logWrite(cfg Config, name string, data []byte) {
 	if err := writeFile(cfg, name, data, 0o644); err != nil {
-		cfg.Logger.Warn("public ca file cannot be written", "error", err)
+		cfg.Logger.Warn("public ca file cannot be written", "err", err)
 	}
 }
 
@@ -225,7 +225,7 @@ func lockDir(cfg Config) (unlock func(), err error) {
 		left, _ := filepath.Glob(cfg.path("." + name + "-*.tmp")) // the pattern is well-formed
 		for _, path := range left {
 			if err := os.Remove(path); err != nil {
-				cfg.Logger.Warn("left-over private key cannot be removed", "path", path, "error", err)
+				cfg.Logger.Warn("left-over private key cannot be removed", "path", path, "err", err)
 			}
 		}
 	}
@@ -260,7 +260,7 @@ func protect(cfg Config, path string) error {
 	case err != nil && perm&writable != 0:
 		return fmt.Errorf("other users can change the private key in %s: run chmod 600 on it (%w)", path, err)
 	case err != nil:
-		cfg.Logger.Warn("other users can read the private key of the ca: run chmod 600 on it", "path", path, "error", err)
+		cfg.Logger.Warn("other users can read the private key of the ca: run chmod 600 on it", "path", path, "err", err)
 	default:
 		cfg.Logger.Warn("private key of the ca was open to other users, corrected", "path", path)
 	}

@@ -74,7 +74,7 @@ func (s *Store) loadCustom(path, passphrase string) (*tls.Certificate, error) {
 		b.key = s.cfg.CA.key
 	}
 	if b.chainErr != nil {
-		s.cfg.Logger.Warn("certificate chain cannot be read, only the leaf is sent", "path", path, "error", b.chainErr)
+		s.cfg.Logger.Warn("certificate chain cannot be read, only the leaf is sent", "path", path, "err", b.chainErr)
 		b.certs = b.certs[:1]
 	}
 	if leaf.IsCA {

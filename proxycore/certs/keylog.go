@@ -63,7 +63,7 @@ func (k *KeyLog) Write(lines []byte) (int, error) {
 	}
 	_, err := k.file.Write(out)
 	if err != nil && !k.failed {
-		k.logger.Warn("tls secrets cannot be logged", "error", err)
+		k.logger.Warn("tls secrets cannot be logged", "err", err)
 	}
 	k.failed = err != nil
 	return len(lines), nil
