@@ -25,8 +25,9 @@ type Finding struct {
 // Probe looks for what would keep the steering of cfg from working: a missing
 // capability, kernel features and settings, firewalls of others that drop
 // what goes into the TUN. It changes nothing. Of cfg TUN (which need not exist
-// yet), Interfaces and Name count. It looks in the calling thread's network
-// namespace and needs CAP_NET_ADMIN to see everything.
+// yet), Interfaces and Name count; that Interfaces exist is the caller's to
+// check. It looks in the calling thread's network namespace and needs
+// CAP_NET_ADMIN to see everything.
 func Probe(cfg Config) []Finding {
 	if cfg.TUN == "" {
 		cfg.TUN = "mitm0"
@@ -131,12 +132,13 @@ func probeForwarding(cfg Config) Finding {
 }
 
 // reachable says that a setting has its value or that it can be written. The
-// settings of a TUN that does not exist yet are judged by those of "all".
+// settings of a TUN that does not exist yet are judged by those of "all". Those of
+// another interface that does not exist are no obstacle: the interface is.
 func reachable(s setting, tun string) bool {
 	key := s.Key
 	if _, err := readSysctl(key); errors.Is(err, os.ErrNotExist) {
 		if !strings.Contains(key, "/"+tun+"/") {
-			return false
+			return true
 		}
 		key = strings.Replace(key, "/"+tun+"/", "/all/", 1)
 	} else if value, err := readSysctl(key); err == nil && value == s.New {
@@ -174,11 +176,15 @@ func probeIPv6(tun string) Finding {
 		value, err := readSysctl("net/ipv6/conf/" + name + "/disable_ipv6")
 		switch {
 		case err != nil && name == "all":
-			return Finding{Name: "ipv6", Detail: "the kernel has no IPv6: IPv6 traffic is not captured",
-				Cure: "remove ipv6.disable=1 from the kernel command line"}
+			return Finding{
+				Name: "ipv6", Detail: "the kernel has no IPv6: IPv6 traffic is not captured",
+				Cure: "remove ipv6.disable=1 from the kernel command line",
+			}
 		case err == nil && value != "0":
-			return Finding{Name: "ipv6", Detail: "IPv6 is disabled on " + name + ": IPv6 traffic is not captured",
-				Cure: "sysctl -w net.ipv6.conf." + name + ".disable_ipv6=0"}
+			return Finding{
+				Name: "ipv6", Detail: "IPv6 is disabled on " + name + ": IPv6 traffic is not captured",
+				Cure: "sysctl -w net.ipv6.conf." + name + ".disable_ipv6=0",
+			}
 		}
 	}
 	return f

@@ -15,9 +15,14 @@ import (
 
 func (b *box) probe() []Finding {
 	b.t.Helper()
+	return b.probeOf(netnstest.LAN(0))
+}
+
+func (b *box) probeOf(interfaces ...string) []Finding {
+	b.t.Helper()
 	var list []Finding
 	if err := b.Gateway.Gateway.Do(func() error {
-		list = Probe(Config{TUN: testTUN, Interfaces: []string{netnstest.LAN(0)}})
+		list = Probe(Config{TUN: testTUN, Interfaces: interfaces})
 		return nil
 	}); err != nil {
 		b.t.Fatal(err)
@@ -53,6 +58,14 @@ func TestProbeIsContentWithAFreshMachineAndLeavesNoTrace(t *testing.T) {
 	}
 }
 
+// TestProbeBlamesNoSettingForAMissingInterface: a cure that sets what is not there cures nothing.
+func TestProbeBlamesNoSettingForAMissingInterface(t *testing.T) {
+	b := newBox(t)
+	if c := complaints(b.probeOf(netnstest.LAN(0), "absent0")); c != "" {
+		t.Errorf("complaints:\n%s", c)
+	}
+}
+
 // TestFirewallsOfOthers has a firewall drop what goes into the TUN, expects
 // Probe to say so with a cure, runs the cure, and expects traffic to flow.
 func TestFirewallsOfOthers(t *testing.T) {
@@ -72,8 +85,10 @@ func TestFirewallsOfOthers(t *testing.T) {
 		{"iptables-nft for IPv6", "ip6tables-nft -P FORWARD DROP", netnstest.Server6, "ip6tables -I FORWARD -i lan0"},
 		{"legacy iptables", "iptables-legacy -A FORWARD -i eth7 -j ACCEPT; iptables-legacy -P FORWARD DROP", netnstest.Server4, "iptables-legacy -I FORWARD -i lan0"},
 		{"legacy ip6tables", "ip6tables-legacy -P FORWARD DROP", netnstest.Server6, "ip6tables-legacy -I FORWARD -i lan0"},
-		{"nftables policy", "nft add table inet fw; nft 'add chain inet fw guard { type filter hook forward priority 0; policy drop; }'; nft add rule inet fw guard ct state established,related accept",
-			netnstest.Server6, "nft insert rule inet fw guard iifname lan0"},
+		{
+			"nftables policy", "nft add table inet fw; nft 'add chain inet fw guard { type filter hook forward priority 0; policy drop; }'; nft add rule inet fw guard ct state established,related accept",
+			netnstest.Server6, "nft insert rule inet fw guard iifname lan0",
+		},
 		{"nftables reject at the end", "nft add table ip fw; nft 'add chain ip fw guard { type filter hook forward priority 0; }'; nft add rule ip fw guard counter reject", netnstest.Server4, "nft insert rule ip fw guard"},
 		{"drop in a jumped chain", `nft -f - <<E
 table inet fw {
