@@ -25,54 +25,75 @@ type Kicked struct {
 // loopback traffic are left alone. It searches all of /proc, so it is for
 // the moment after New or Set. It needs CAP_SYS_PTRACE for the UDP part.
 func (c *Capture) Kick(ctx context.Context) (Kicked, error) {
-	var done Kicked
-	spec, low := c.Spec(), ephemeralPorts()
+	k := kicking{c: c, spec: c.Spec(), ephemeral: ephemeralPorts(), udp: map[uint32]diagSocket{}}
 	c.life.RLock()
 	defer c.life.RUnlock()
 	if c.closed {
-		return done, ErrClosed
+		return k.done, ErrClosed
 	}
-	tcp, err := c.outgoing()
-	if err != nil {
-		return done, err
+	var err error
+	if k.tcp, err = c.outgoing(); err != nil {
+		return k.done, err
 	}
 	udp, err := c.diag.list(unix.IPPROTO_UDP, anyState)
 	if err != nil {
-		return done, err
+		return k.done, err
 	}
-	datagrams := make(map[uint32]diagSocket, len(udp))
 	for _, s := range udp {
-		datagrams[s.inode] = s
+		k.udp[s.inode] = s
 	}
-	var errs []error
 	err = eachPID(func(pid int) {
-		p, ok := readProcess(pid, &c.users)
-		if !ok || pid == os.Getpid() || ctx.Err() != nil {
-			return
+		if pid != os.Getpid() && ctx.Err() == nil {
+			k.process(pid)
 		}
-		wanted := spec.Match(p) && !c.excluded(p)
-		sockets(pid, func(fd int, inode uint32) {
-			if s, ok := tcp[inode]; ok && wanted {
-				delete(tcp, inode) // shared sockets end once
-				err := c.diag.destroy(s)
-				if err == nil {
-					done.Destroyed++
-				} else if !errors.Is(err, unix.ENOENT) {
-					errs = append(errs, fmt.Errorf("capture: end connection %s to %s of process %d: %w", s.src, s.dst, pid, err))
-				}
-			}
-			if s, ok := datagrams[inode]; ok && (s.dst.Port() != 0 || s.src.Port() >= low) {
-				changed, err := c.remark(pid, fd, wanted && !local(s))
-				if changed {
-					done.Marked++
-				}
-				if err != nil {
-					errs = append(errs, fmt.Errorf("capture: mark a UDP socket of process %d: %w", pid, err))
-				}
-			}
-		})
 	})
-	return done, errors.Join(append(errs, err, ctx.Err())...)
+	return k.done, errors.Join(append(k.errs, err, ctx.Err())...)
+}
+
+// kicking is one Kick under way: sockets are listed by inode, and processes say which are theirs.
+type kicking struct {
+	c         *Capture
+	spec      Spec
+	ephemeral uint16 // the first port of sockets that name none
+	tcp, udp  map[uint32]diagSocket
+	done      Kicked
+	errs      []error
+}
+
+func (k *kicking) process(pid int) {
+	p, ok := readProcess(pid, &k.c.users)
+	if !ok {
+		return
+	}
+	wanted := k.spec.Match(p) && !k.c.excluded(p)
+	sockets(pid, func(fd int, inode uint32) {
+		if s, ok := k.tcp[inode]; ok && wanted {
+			delete(k.tcp, inode) // shared sockets end once
+			k.end(pid, s)
+		}
+		if s, ok := k.udp[inode]; ok && (s.dst.Port() != 0 || s.src.Port() >= k.ephemeral) {
+			k.remark(pid, fd, wanted && !local(s))
+		}
+	})
+}
+
+func (k *kicking) end(pid int, s diagSocket) {
+	switch err := k.c.diag.destroy(s); {
+	case err == nil:
+		k.done.Destroyed++
+	case !errors.Is(err, unix.ENOENT): // that one has ended by itself
+		k.errs = append(k.errs, fmt.Errorf("capture: end connection %s to %s of process %d: %w", s.src, s.dst, pid, err))
+	}
+}
+
+func (k *kicking) remark(pid, fd int, wanted bool) {
+	changed, err := k.c.remark(pid, fd, wanted)
+	if changed {
+		k.done.Marked++
+	}
+	if err != nil {
+		k.errs = append(k.errs, fmt.Errorf("capture: mark a UDP socket of process %d: %w", pid, err))
+	}
 }
 
 func (c *Capture) excluded(p Process) bool {

@@ -33,7 +33,7 @@ func (a *assembler) match(c *programConfig, outside string) {
 		a.tryRule(uint32(UID))
 	})
 	a.ifKind(uint32(Cgroup), a.matchCgroup)
-	a.ifKind(uint32(Exe), func(next string) { a.matchExe(c.offsets, next) })
+	a.ifKind(uint32(Exe), func(string) { a.matchExe(c.offsets) })
 	a.ifKind(uint32(Name), func(string) {
 		a.taskName(c.offsets, slotKey+8)
 		a.tryRule(uint32(Name))
@@ -102,7 +102,7 @@ func (a *assembler) matchCgroup(next string) {
 }
 
 // matchExe tries device and inode of the task's program file.
-func (a *assembler) matchExe(o *offsets, next string) {
+func (a *assembler) matchExe(o *offsets) {
 	if o == nil {
 		return
 	}

@@ -27,7 +27,7 @@ func (s *Session) choose(ctx context.Context) (Handler, error) {
 		if !more {
 			return s.known(h)
 		}
-		err := s.awaitBytes(ctx)
+		err := s.awaitBytes()
 		switch {
 		case err == nil:
 		case errors.Is(err, errServerFirst):
@@ -83,6 +83,10 @@ func (s *Session) decide(server []byte, final bool) (h Handler, more bool) {
 	if s.Network == "udp" {
 		return s.decideUDP(p, peeked, hints)
 	}
+	return s.decideTCP(p, peeked, hints)
+}
+
+func (s *Session) decideTCP(p *Protocols, peeked [][]byte, hints sniff.Hints) (Handler, bool) {
 	var first []byte
 	if len(peeked) > 0 {
 		first = peeked[0]
@@ -94,26 +98,31 @@ func (s *Session) decide(server []byte, final bool) (h Handler, more bool) {
 	s.note(proto)
 	ignored, more := s.ignored(proto, peeked)
 	switch {
-	case more && !final:
+	case more && !hints.Final:
 		return nil, true
 	case ignored:
 		return s.passThrough(p), false
 	case proto == sniff.TLS && p.TLS != nil:
 		return p.TLS, false
-	case s.forcedRaw(s.Options().tcp, peeked):
+	case s.forcedRaw(s.Options().tcp):
 		return p.TCP, false
 	}
+	return s.clearTCP(p, proto), false
+}
+
+// clearTCP is the handler of what a TCP conversation says in the clear.
+func (s *Session) clearTCP(p *Protocols, proto sniff.Protocol) Handler {
 	switch {
 	case proto == sniff.HTTP1 && p.HTTP1 != nil:
-		return p.HTTP1, false
+		return p.HTTP1
 	case proto == sniff.HTTP2 && p.HTTP2 != nil:
-		return p.HTTP2, false
+		return p.HTTP2
 	case proto == sniff.DNS && p.DNS != nil:
-		return p.DNS, false
-	case !s.Options().RawTCP.Get() && p.HTTP1 != nil && proto == sniff.Unknown:
-		return p.HTTP1, false
+		return p.DNS
+	case proto == sniff.Unknown && p.HTTP1 != nil && !s.Options().RawTCP.Get():
+		return p.HTTP1
 	}
-	return p.TCP, false
+	return p.TCP
 }
 
 func (s *Session) decideUDP(p *Protocols, peeked [][]byte, hints sniff.Hints) (Handler, bool) {
@@ -130,7 +139,7 @@ func (s *Session) decideUDP(p *Protocols, peeked [][]byte, hints sniff.Hints) (H
 		return s.passThrough(p), false
 	case proto == sniff.DTLS && p.DTLS != nil:
 		return p.DTLS, false
-	case s.forcedRaw(s.Options().udp, peeked):
+	case s.forcedRaw(s.Options().udp):
 		return p.UDP, false
 	case proto == sniff.QUIC:
 		if !s.Options().HTTP3.Get() {
@@ -188,7 +197,7 @@ func (s *Session) ignored(proto sniff.Protocol, peeked [][]byte) (ignored, more 
 }
 
 // forcedRaw applies tcp_hosts or udp_hosts (NL-07).
-func (s *Session) forcedRaw(hosts *patterns, peeked [][]byte) bool {
+func (s *Session) forcedRaw(hosts *patterns) bool {
 	exprs := hosts.get()
 	if len(exprs) == 0 || s.Target.IsZero() {
 		return false
@@ -228,7 +237,7 @@ var errServerFirst = errors.New("the server spoke first")
 // awaitBytes waits until the client sends more. When the client has said nothing for a moment and a
 // server connection is there, it also listens to the server, which for protocols such as SSH speaks
 // first (NL-23).
-func (s *Session) awaitBytes(ctx context.Context) error {
+func (s *Session) awaitBytes() error {
 	if s.Network == "udp" {
 		return s.Conn.Fill(time.Now().Add(s.core.cfg.UDPTimeout))
 	}

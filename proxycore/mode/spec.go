@@ -168,14 +168,17 @@ func validHost(host string) bool {
 		return false
 	}
 	for label := range strings.SplitSeq(host, ".") {
-		if len(label) == 0 || len(label) > 63 {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, notInLabel) {
 			return false
 		}
-		for _, r := range label {
-			if !(r == '-' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z') {
-				return false
-			}
-		}
+	}
+	return true
+}
+
+func notInLabel(r rune) bool {
+	switch {
+	case r == '-', r == '_', '0' <= r && r <= '9', 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z':
+		return false
 	}
 	return true
 }
