@@ -288,7 +288,7 @@ func TestRequestIsDecidedOnce(t *testing.T) {
 		r.Drop()
 		r.Unreachable()
 		if _, err := r.Accept(); !errors.Is(err, ErrDecided) {
-			results <- fmt.Errorf("second accept: %v, want ErrDecided", err)
+			results <- errors.New("second accept, want ErrDecided: " + fmt.Sprint(err))
 			return
 		}
 		if r.Source().Addr() != client4 || r.Destination() != server4 {

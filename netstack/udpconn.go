@@ -300,8 +300,8 @@ func (c *UDPConn) Close() error {
 		c.mu.Lock()
 		ended := c.ended
 		c.mu.Unlock()
-		if ended != nil { // it had ended by itself, this Close is the first
-			return nil
+		if ended != nil {
+			return nil //nolint:nilerr // it had ended by itself, this Close is the first
 		}
 		return c.wrap("close", net.ErrClosed)
 	}

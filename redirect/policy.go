@@ -228,8 +228,11 @@ func (p policy) remove() error {
 func (p policy) missing() ([]string, error) {
 	var list []string
 	tun, err := netlink.LinkByName(p.tun)
-	if err != nil {
+	if isGone(err) {
 		return []string{"the device " + p.tun}, nil
+	}
+	if err != nil {
+		return nil, explain("look at the device "+p.tun, err)
 	}
 	for _, family := range families() {
 		name := map[int]string{unix.AF_INET: "IPv4", unix.AF_INET6: "IPv6"}[family]

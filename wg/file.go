@@ -104,9 +104,7 @@ func ParseFile(data []byte) (*File, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("text after the closing brace: remove it")
 	}
-	if err := f.complete(); err != nil {
-		return nil, err
-	}
+	f.complete()
 	return f, f.check()
 }
 
@@ -125,7 +123,7 @@ func explainJSON(data []byte, err error) error {
 
 // complete fills in what follows from the rest: mitmproxy's one peer, public
 // keys of private ones, pools.
-func (f *File) complete() error {
+func (f *File) complete() {
 	for i := range f.Peers {
 		p := &f.Peers[i]
 		if p.PublicKey.IsZero() && !p.PrivateKey.IsZero() {
@@ -144,7 +142,6 @@ func (f *File) complete() error {
 	if len(f.Pools) == 0 {
 		f.Pools = DefaultPools()
 	}
-	return nil
 }
 
 // mitmproxyPeer is the one client of a mitmproxy server (WG-03, WG-04).

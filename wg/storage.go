@@ -116,7 +116,7 @@ func replace(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temp.Name()) // fails after the rename, as it should
+	defer func() { _ = os.Remove(temp.Name()) }() // fails after the rename, as it should
 	defer temp.Close()
 	if err := keepOwner(path, temp); err != nil {
 		return err

@@ -74,7 +74,7 @@ func parseBundle(data []byte, passphrase string) (*bundle, error) {
 
 func (b *bundle) addCertificate(der []byte) error {
 	if b.chainErr != nil {
-		return nil
+		return nil //nolint:nilerr // the certificates before it are of use, and its holder tells
 	}
 	if len(b.certs) == maxPEMCerts {
 		b.chainErr = fmt.Errorf("more than %d certificates", maxPEMCerts)

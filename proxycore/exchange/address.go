@@ -11,8 +11,10 @@ import (
 )
 
 // errNoDestination is mitmproxy's text (HTTP-07).
-var errNoDestination error = &Failure{http.StatusBadRequest,
-	errors.New("HTTP request has no host header, destination unknown.")}
+var errNoDestination error = &Failure{
+	http.StatusBadRequest,
+	errors.New("HTTP request has no host header, destination unknown."),
+}
 
 // address decides where a request goes (HTTP-05, REG-03): to the conversation's target, or for an
 // explicit proxy to what the request says.

@@ -39,10 +39,14 @@ type exchange struct {
 }
 
 var (
-	errRequestTooLarge = &Failure{http.StatusRequestEntityTooLarge,
-		errors.New("Request body exceeds the option body_size_limit.")}
-	errResponseTooLarge = &Failure{http.StatusBadGateway,
-		errors.New("Response body exceeds the option body_size_limit.")}
+	errRequestTooLarge = &Failure{
+		http.StatusRequestEntityTooLarge,
+		errors.New("Request body exceeds the option body_size_limit."),
+	}
+	errResponseTooLarge = &Failure{
+		http.StatusBadGateway,
+		errors.New("Response body exceeds the option body_size_limit."),
+	}
 	errNoResponse = badGateway(errors.New("a hook removed the response"))
 )
 
@@ -79,7 +83,7 @@ func (x *exchange) fail(ctx context.Context, err error) {
 		if x.streamed {
 			x.client.Interrupt()
 		}
-		x.unlocked(func() { x.joinUpload() })
+		x.unlocked(func() { _ = x.joinUpload() }) // it fails because of err
 	}
 	if killed := x.l.Err(); killed != nil {
 		x.client.Abort(killed)
@@ -205,8 +209,10 @@ func (x *exchange) expect() error {
 		return nil
 	}
 	now := time.Now()
-	interim := flow.Response{Status: http.StatusContinue, Reason: "Continue",
-		Message: flow.Message{Version: req.Version, Start: now, End: now}}
+	interim := flow.Response{
+		Status: http.StatusContinue, Reason: "Continue",
+		Message: flow.Message{Version: req.Version, Start: now, End: now},
+	}
 	if err := x.client.Interim(&interim); err != nil {
 		return ErrClientGone
 	}

@@ -213,12 +213,10 @@ func (x *exchange) awaitUpload() error {
 		return nil
 	}
 	if !x.streamed {
-		select {
-		case <-x.uploading:
-		default:
+		if len(x.uploading) == 0 {
 			x.server.Abort()
 		}
-		x.joinUpload()
+		_ = x.joinUpload() // the server has answered all the same
 		return nil
 	}
 	err := x.joinUpload()

@@ -44,12 +44,9 @@ func (c *Conversation) tunnel(ctx context.Context, cl Client, h *flow.HTTP) (mor
 	if h.Response.Version == "" { // a hook's
 		h.Response.Version = req.Version
 	}
-	err = l.FireQuiet(ctx, proxycore.OnHTTPConnected)
-	if err == nil {
-		err = cl.Respond(req, h.Response)
-	}
+	open := l.FireQuiet(ctx, proxycore.OnHTTPConnected) == nil && cl.Respond(req, h.Response) == nil
 	l.FinishQuiet()
-	if err != nil {
+	if !open {
 		return false, nil // killed, or the client is gone: its sockets say the rest
 	}
 	inner := c.s.Layer(cl.Detach())

@@ -120,7 +120,7 @@ func rawMessages(c syscall.Conn, conn net.Conn, t *tap) error {
 		err := raw.Read(func(fd uintptr) bool {
 			buf = buffers.Get().(*[]byte)
 			n, readErr = retry(func() (int, error) { return syscall.Read(int(fd), *buf) })
-			if readErr == syscall.EAGAIN {
+			if errors.Is(readErr, syscall.EAGAIN) {
 				buffers.Put(buf)
 				return false
 			}
@@ -150,7 +150,7 @@ func deliver(t *tap, b []byte, readErr error, datagrams bool) error {
 func retry(read func() (int, error)) (int, error) {
 	for {
 		n, err := read()
-		if err != syscall.EINTR {
+		if !errors.Is(err, syscall.EINTR) {
 			return n, err
 		}
 	}

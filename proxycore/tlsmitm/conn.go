@@ -2,6 +2,7 @@ package tlsmitm
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -47,7 +48,7 @@ func (c *Conn) handshake(limit time.Duration) error {
 // says what it means.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if err != nil && err != io.EOF && c.explain != nil {
+	if err != nil && c.explain != nil && !errors.Is(err, io.EOF) {
 		err = c.explain(err)
 	}
 	return n, err

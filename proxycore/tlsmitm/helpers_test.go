@@ -167,8 +167,8 @@ func (l *lab) inside(ctx context.Context, s *proxycore.Session) error {
 	l.sessions = append(l.sessions, note)
 	l.mu.Unlock()
 	if err != nil {
-		_, _ = io.WriteString(s.Conn, "502 "+err.Error())
-		return nil
+		_, err = io.WriteString(s.Conn, "502 "+err.Error())
+		return err
 	}
 	return splice(s.Conn, server)
 }
@@ -408,33 +408,42 @@ func (h *hookLog) failures() []error {
 func (h *hookLog) ServerConnect(context.Context, *proxycore.ServerData) error {
 	return h.add("server_connect", nil)
 }
+
 func (h *hookLog) ServerConnected(context.Context, *proxycore.ServerData) error {
 	return h.add("server_connected", nil)
 }
+
 func (h *hookLog) NextLayer(_ context.Context, d *proxycore.NextLayerData) error {
 	if len(d.Peeked) == 0 { // asked again with bytes
 		return nil
 	}
 	return h.add("next_layer", nil)
 }
+
 func (h *hookLog) TLSClientHello(context.Context, *proxycore.ClientHelloData) error {
 	return h.add("tls_clienthello", nil)
 }
+
 func (h *hookLog) TLSStartClient(context.Context, *proxycore.TLSData) error {
 	return h.add("tls_start_client", nil)
 }
+
 func (h *hookLog) TLSStartServer(context.Context, *proxycore.TLSData) error {
 	return h.add("tls_start_server", nil)
 }
+
 func (h *hookLog) TLSEstablishedClient(context.Context, *proxycore.TLSData) error {
 	return h.add("tls_established_client", nil)
 }
+
 func (h *hookLog) TLSEstablishedServer(context.Context, *proxycore.TLSData) error {
 	return h.add("tls_established_server", nil)
 }
+
 func (h *hookLog) TLSFailedClient(_ context.Context, d *proxycore.TLSData) error {
 	return h.add("tls_failed_client", d.Err)
 }
+
 func (h *hookLog) TLSFailedServer(_ context.Context, d *proxycore.TLSData) error {
 	return h.add("tls_failed_server", d.Err)
 }
