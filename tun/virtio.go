@@ -122,15 +122,19 @@ func findTransport(protocol tcpip.NetworkProtocolNumber, packet []byte) (transpo
 		if !ip.IsValid(len(packet)) || ip.More() || ip.FragmentOffset() != 0 {
 			return transport{}, false
 		}
-		t = transport{ip.TransportProtocol(), ip.SourceAddress(), ip.DestinationAddress(), nil,
-			int(ip.HeaderLength()), int(ip.TotalLength())}
+		t = transport{
+			ip.TransportProtocol(), ip.SourceAddress(), ip.DestinationAddress(), nil,
+			int(ip.HeaderLength()), int(ip.TotalLength()),
+		}
 	} else {
 		ip := header.IPv6(packet)
 		if !ip.IsValid(len(packet)) {
 			return transport{}, false
 		}
-		t = transport{ip.TransportProtocol(), ip.SourceAddress(), ip.DestinationAddress(), nil,
-			header.IPv6MinimumSize, header.IPv6MinimumSize + int(ip.PayloadLength())}
+		t = transport{
+			tcpip.TransportProtocolNumber(ip.NextHeader()), ip.SourceAddress(), ip.DestinationAddress(), nil,
+			header.IPv6MinimumSize, header.IPv6MinimumSize + int(ip.PayloadLength()),
+		}
 	}
 	t.segment = packet[t.offset:t.ipLength]
 	switch t.protocol {

@@ -192,7 +192,7 @@ func checkEcho(t *testing.T, host *netnstest.Host, network, address string, size
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
 	sent := pattern(size)
-	go c.Write(sent) //nolint:errcheck // what is missing shows below
+	go c.Write(sent) // what is missing shows below
 	want := append([]byte("phone>"+address+":"), sent...)
 	got := make([]byte, len(want))
 	if network == "udp" {

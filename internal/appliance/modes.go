@@ -186,7 +186,7 @@ func (a *Appliance) startWireGuard(s mode.Spec) (mode.Instance, error) {
 	}
 	r := &running{}
 	server, err := wg.New(wg.Config{
-		File: file, WatchPath: Expand(path), ListenPort: uint16(s.Port), //nolint:gosec // ParseAll checked it
+		File: file, WatchPath: Expand(path), ListenPort: uint16(s.Port), // ParseAll checked it
 		FirewallMark: a.steer(r), Logger: a.log,
 	})
 	if err != nil {

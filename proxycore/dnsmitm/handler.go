@@ -350,7 +350,7 @@ func readDatagram(r net.Conn) ([]byte, error) {
 func writeMessage(w net.Conn, stream bool, wire []byte) error {
 	if stream {
 		framed := make([]byte, 2, 2+len(wire))
-		binary.BigEndian.PutUint16(framed, uint16(len(wire))) //nolint:gosec // DNS messages are shorter than 64 KiB
+		binary.BigEndian.PutUint16(framed, uint16(len(wire))) // DNS messages are shorter than 64 KiB
 		wire = append(framed, wire...)
 	}
 	_, err := w.Write(wire)

@@ -127,7 +127,7 @@ func (w *writer) length(n int) {
 	if n > 0xffff {
 		w.err = fmt.Errorf("%d entries or bytes where 65535 is the limit", n)
 	}
-	w.uint16(uint16(n)) //nolint:gosec // checked above
+	w.uint16(uint16(n)) // checked above
 }
 
 func (w *writer) name(name string) {

@@ -134,18 +134,20 @@ func (c *InitialCollector) addFrames(payload cryptobyte.String) error {
 
 // skipACK skips the body of an ACK frame (RFC 9000, section 19.3).
 func skipACK(s *cryptobyte.String, ecn bool) bool {
-	var v, ranges uint64
-	if !readVarint(s, &v) || !readVarint(s, &v) || !readVarint(s, &ranges) || !readVarint(s, &v) {
+	var ranges uint64
+	if !skipVarints(s, 2) || !readVarint(s, &ranges) || ranges > uint64(len(*s)) {
 		return false
 	}
-	if ranges > uint64(len(*s)) {
-		return false
-	}
-	fields := 2 * ranges
+	fields := 1 + 2*ranges
 	if ecn {
 		fields += 3
 	}
-	for range fields {
+	return skipVarints(s, fields)
+}
+
+func skipVarints(s *cryptobyte.String, n uint64) bool {
+	var v uint64
+	for range n {
 		if !readVarint(s, &v) {
 			return false
 		}
