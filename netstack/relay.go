@@ -175,8 +175,8 @@ func (w *socketWriter) Write(b []byte) (int, error) {
 		switch {
 		case err == nil:
 			done += n
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
 			w.blocked = true
 			return done, errFull
 		default:
@@ -280,7 +280,7 @@ func (s *socketReader) measure() (waiting bool, err error) {
 	if n == 0 && !s.has {
 		m, err := transfer(unix.SYS_READ, s.fd, s.ahead[:])
 		switch {
-		case err == unix.EAGAIN || err == unix.EINTR:
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 			return true, nil
 		case err != nil:
 			return false, opError("read", "tcp", nil, nil, err)
@@ -312,7 +312,7 @@ func (s *socketReader) Read(b []byte) (int, error) {
 	for {
 		n, err := transfer(unix.SYS_READ, s.fd, b)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err == nil && n == 0:
 			err = io.ErrUnexpectedEOF
