@@ -36,7 +36,7 @@ func (t *collector) adapt() {
 	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(sample)
 	live := max(sample[0].Value.Uint64(), 1<<20)
-	percent := max(100, int(minGrowth*100/live)) //nolint:gosec // at most 4800
+	percent := max(100, int(minGrowth*100/live)) // at most 4800
 	if change := percent - t.percent; change > percent/8 || change < -percent/8 {
 		t.percent = percent
 		debug.SetGCPercent(percent)
