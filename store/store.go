@@ -38,6 +38,8 @@ type entry struct {
 	f    *flow.Flow
 	live *proxycore.LiveFlow // nil once f is final
 	size int64
+
+	messages counted
 }
 
 var _ proxycore.Recorder = (*Store)(nil)
@@ -55,7 +57,6 @@ func (s *Store) Record(f *flow.Flow, l *proxycore.LiveFlow) {
 	if !f.Live {
 		l = nil
 	}
-	size := footprint(f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.byID[f.ID]
@@ -64,6 +65,7 @@ func (s *Store) Record(f *flow.Flow, l *proxycore.LiveFlow) {
 		s.byID[f.ID] = e
 		s.order.push(e)
 	}
+	size := e.messages.footprint(f)
 	s.bytes += size - e.size
 	e.f, e.live, e.size = f, l, size
 	for w := range s.watchers {
@@ -162,33 +164,4 @@ func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Stats{Flows: len(s.byID), Bytes: s.bytes, Limit: s.limit, Evicted: s.evicted}
-}
-
-// footprint estimates the memory of a flow: what it points to and nobody shares.
-func footprint(f *flow.Flow) int64 {
-	const base, perField, perMessage = 1 << 10, 32, 96
-	n := base + f.Size()
-	switch {
-	case f.HTTP != nil:
-		n += message(&f.HTTP.Request.Message, perField)
-		if f.HTTP.Response != nil {
-			n += 256 + message(&f.HTTP.Response.Message, perField)
-		}
-		if f.HTTP.WebSocket != nil {
-			n += int64(len(f.HTTP.WebSocket.Messages)) * perMessage
-		}
-	case f.Stream != nil:
-		n += int64(len(f.Stream.Messages)) * perMessage
-	}
-	return n
-}
-
-func message(m *flow.Message, perField int64) int64 {
-	var n int64
-	for _, h := range []flow.Header{m.Header, m.Trailer} {
-		for i := range h {
-			n += perField + int64(len(h[i].Name)+len(h[i].Value))
-		}
-	}
-	return n
 }

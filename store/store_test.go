@@ -58,6 +58,28 @@ func TestANewerStateReplacesTheOlder(t *testing.T) {
 	}
 }
 
+func TestMessagesAreCountedAsTheyCome(t *testing.T) {
+	s := New(Config{})
+	f := &flow.Flow{ID: flow.NewID(time.Now()), Kind: flow.KindTCP, Live: true, Stream: &flow.Stream{}}
+	size := func(messages, bytes int64) int64 { return flowSize + messages*messageSize + bytes }
+	record := func(want int64) {
+		t.Helper()
+		s.Record(f.Snapshot(), nil)
+		if got := s.Stats().Bytes; got != want {
+			t.Errorf("%d messages weigh %d, want %d", len(f.Stream.Messages), got, want)
+		}
+	}
+	record(size(0, 0))
+	for i := range int64(3) {
+		f.Stream.Messages = append(f.Stream.Messages, flow.StreamMessage{Data: make([]byte, 100)})
+		record(size(i+1, 100*(i+1)))
+	}
+	f.Stream.Messages = []flow.StreamMessage{{Data: make([]byte, 7)}} // an addon dropped the rest
+	record(size(1, 7))
+	f.Stream.Messages[0].Data, f.Live = nil, false
+	record(size(1, 0))
+}
+
 func TestWatchMergesStatesOfOneFlow(t *testing.T) {
 	s := New(Config{})
 	w := s.Watch()
