@@ -45,6 +45,7 @@ func serve(cmd *cobra.Command, a *appliance.Appliance, fatal <-chan error, show 
 	}
 	notify(a.Log(), daemon.SdNotifyReady)
 	go feedWatchdog(ctx, a.Log()) // ends with ctx
+	go appliance.TrimMemory(ctx)  // likewise
 
 	var err error
 	select {
