@@ -36,7 +36,7 @@ func (t *collector) adapt() {
 	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}}
 	metrics.Read(samples)
 	live := max(samples[0].Value.Uint64()+samples[1].Value.Uint64(), 1<<20) // the percentage is of both
-	percent := max(100, int(minGrowth*100/live)) // at most 4800
+	percent := max(100, int(minGrowth*100/live))                            // at most 4800
 	if change := percent - t.percent; change > percent/8 || change < -percent/8 {
 		t.percent = percent
 		debug.SetGCPercent(percent)
