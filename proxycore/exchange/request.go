@@ -206,6 +206,10 @@ func (x *exchange) endUpload(ctx context.Context, kept *store) error {
 	return nil
 }
 
+// uploadGrace is how long the rest of a collected request may take once the server has answered. A
+// server answers the moment it has the last byte, which is before the sender has heard of it.
+const uploadGrace = 250 * time.Millisecond
+
 // awaitUpload waits until the request is out as well. A collected one that the server did not want to
 // the end is given up.
 func (x *exchange) awaitUpload() error {
@@ -213,10 +217,14 @@ func (x *exchange) awaitUpload() error {
 		return nil
 	}
 	if !x.streamed {
-		if len(x.uploading) == 0 {
+		late := time.NewTimer(uploadGrace)
+		defer late.Stop()
+		select {
+		case <-x.uploading: // its outcome does not matter: the server has answered
+		case <-late.C:
 			x.server.Abort()
 		}
-		_ = x.joinUpload() // the server has answered all the same
+		_ = x.joinUpload() // as above
 		return nil
 	}
 	err := x.joinUpload()
