@@ -108,6 +108,7 @@ type Core struct {
 
 	mu      sync.Mutex
 	closing bool
+	open    map[*root]struct{} // conversations that were accepted
 	live    sync.WaitGroup
 	count   atomic.Int64
 }
@@ -118,7 +119,7 @@ var ErrShutdown = errors.New("the appliance is shutting down")
 // New returns a Core without addons.
 func New(cfg Config) *Core {
 	cfg.defaults()
-	c := &Core{cfg: cfg}
+	c := &Core{cfg: cfg, open: map[*root]struct{}{}}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.dialer = net.Dialer{Timeout: cfg.ConnectTimeout, Control: cfg.Control, Resolver: cfg.Resolver}
 	if cfg.Resolver == nil {
@@ -210,8 +211,8 @@ func isQuiet(err error) bool {
 		errors.Is(err, context.Canceled) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// Shutdown refuses new conversations, gives the running ones GraceTimeout (or until ctx ends) to
-// finish, then cuts them, and returns when all have ended.
+// Shutdown refuses new conversations, ends idle ones at once and the others as they become idle, cuts
+// what is left after GraceTimeout (or when ctx ends), and returns when all have ended.
 func (c *Core) Shutdown(ctx context.Context) {
 	c.mu.Lock()
 	c.closing = true
@@ -223,11 +224,44 @@ func (c *Core) Shutdown(ctx context.Context) {
 	}()
 	grace := time.NewTimer(c.cfg.GraceTimeout)
 	defer grace.Stop()
-	select {
-	case <-ended:
-	case <-grace.C:
-	case <-ctx.Done():
+	sweep := time.NewTicker(20 * time.Millisecond)
+	defer sweep.Stop()
+	for running := true; running; {
+		c.endIdle()
+		select {
+		case <-sweep.C:
+		case <-ended:
+			running = false
+		case <-grace.C:
+			running = false
+		case <-ctx.Done():
+			running = false
+		}
 	}
 	c.cancel(ErrShutdown)
 	<-ended
+}
+
+// endIdle lets conversations without a flow see the end of their client, so that they close in order;
+// a UDP flow is nothing to wait for either.
+func (c *Core) endIdle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for r := range c.open {
+		if r.flows.Load() == 0 || r.network == "udp" {
+			_ = r.conn.SetReadDeadline(time.Unix(1, 0)) // a connection that is gone needs no end
+		}
+	}
+}
+
+func (c *Core) track(r *root) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[r] = struct{}{}
+}
+
+func (c *Core) untrack(r *root) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, r)
 }

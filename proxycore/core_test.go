@@ -369,3 +369,32 @@ func TestNestingHasALimit(t *testing.T) {
 		t.Errorf("nested %d layers deep, then %v", depth, got)
 	}
 }
+
+func TestShutdownEndsIdleConversationsAtOnceAndInOrder(t *testing.T) {
+	serving := make(chan struct{})
+	w := newWorld(t, func(c *proxycore.Config) {
+		c.GraceTimeout = time.Minute
+		c.Protocols.HTTP1 = proxycore.HandlerFunc(func(ctx context.Context, s *proxycore.Session) error {
+			l := s.Open(flow.KindHTTP)
+			l.HTTP = &flow.HTTP{}
+			close(serving)
+			time.Sleep(100 * time.Millisecond) // an exchange that is not over when the appliance stops
+			fmt.Fprint(s.Conn, "answer")
+			l.Finish(ctx)
+			_, _ = io.Copy(io.Discard, s.Conn) // keep-alive
+			return nil
+		})
+	})
+	c, ended := w.connect(w.target())
+	fmt.Fprint(c, "GET / HTTP/1.1\r\n")
+	<-serving
+	begin := time.Now()
+	w.core.Shutdown(t.Context())
+	if d := time.Since(begin); d > 10*time.Second {
+		t.Errorf("an idle conversation was waited for: %s", d)
+	}
+	<-ended
+	if got, err := io.ReadAll(c); string(got) != "answer" || err != nil {
+		t.Errorf("the client got %q, %v; want the whole answer and an end in order", got, err)
+	}
+}

@@ -286,4 +286,5 @@ func (l *LiveFlow) FinishQuiet() {
 	l.mu.Unlock()
 	l.applyEdits() // what came between the two
 	l.Live = false
+	l.Session.root.flows.Add(-1)
 }

@@ -55,6 +55,8 @@ type root struct {
 	busy     atomic.Int32 // hooks or pauses that suspend the idle timeout
 	attached sync.WaitGroup
 	conn     Conn
+	network  string
+	flows    atomic.Int32 // live ones
 
 	mu      sync.Mutex
 	idle    *time.Timer // see watchIdle; nil for UDP
@@ -75,7 +77,7 @@ func newSession(c *Core, cancel context.CancelCauseFunc, in Inbound) *Session {
 	if client.Transport == "" {
 		client.Transport = in.Network
 	}
-	s := &Session{core: c, root: &root{cancel: cancel}, Network: in.Network, Target: in.Target}
+	s := &Session{core: c, root: &root{cancel: cancel, network: in.Network}, Network: in.Network, Target: in.Target}
 	s.root.client.Store(&client)
 	s.root.active.Store(now.UnixNano())
 	s.log = c.cfg.Logger.With("client", client.Peer, "mode", client.Mode)
@@ -113,6 +115,7 @@ func (s *Session) Open(kind flow.Kind) *LiveFlow {
 	if s.Server != nil {
 		f.Server = s.Server.Info()
 	}
+	s.root.flows.Add(1)
 	return &LiveFlow{Flow: f, Session: s}
 }
 
@@ -139,6 +142,7 @@ var errEnded = errors.New("conversation ended")
 // attach takes over the accepted connection: it is cut when ctx ends, and when it is idle too long.
 func (s *Session) attach(ctx context.Context, conn Conn) {
 	s.root.conn = conn
+	s.core.track(s.root)
 	s.Conn = NewPeekConn(conn, s.Network)
 	s.Conn.touch = s.Touch
 	s.root.attached.Add(1)
@@ -207,6 +211,7 @@ func (s *Session) lastActive() time.Time {
 // end closes what is left and tells the addons: the client first, then its servers (CONN-14).
 func (s *Session) end(ctx context.Context) {
 	if s.root.conn != nil {
+		s.core.untrack(s.root)
 		_ = s.root.conn.Close() // its peer is gone or has been told already
 	}
 	s.UpdateClient(func(c *flow.Client) { c.End = time.Now() })
