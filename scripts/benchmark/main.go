@@ -28,6 +28,7 @@ type settings struct {
 	rounds    int
 	duration  time.Duration
 	quick     bool
+	ownSender bool   // for bulk, instead of iperf3
 	mitmproxy string // its mitmdump; empty: not measured
 	json      string
 	perf      string // directory for profiles of the product; empty: none
@@ -75,6 +76,7 @@ func parse() (settings, error) {
 	flag.StringVar(&s.variant, "variant", "", "")
 	flag.IntVar(&s.rounds, "rounds", 0, "")
 	flag.BoolVar(&s.quick, "quick", false, "")
+	flag.BoolVar(&s.ownSender, "own-sender", false, "")
 	flag.BoolVar(&s.list, "list", false, "")
 	flag.StringVar(&s.mitmproxy, "mitmdump", "", "")
 	flag.StringVar(&s.json, "json", "", "")

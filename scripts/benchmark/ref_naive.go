@@ -27,13 +27,14 @@ import (
 const naiveDevice = "naive0"
 
 // naiveWorker is what one gets by putting gVisor's channel endpoint behind a TUN device: packets of
-// the MTU's size, one system call for each, checksums in software. All else is tuned as the product's.
+// the MTU's size, one system call for each, checksums in software, and the device's own queue length. The
+// stack itself is tuned as the product's.
 func naiveWorker([]string) error {
 	tun, err := openPlainTUN(naiveDevice)
 	if err != nil {
 		return err
 	}
-	link := channel.New(4096, 1500, "")
+	link := channel.New(1024, 1500, "")
 	s, err := naiveStack(link)
 	if err != nil {
 		return err

@@ -98,7 +98,7 @@ func naive() subject {
 		r := &running{process: p}
 		err = errors.Join(
 			b.exec(ctx, b.gateway, "ip addr add 198.18.200.1/30 dev "+naiveDevice),
-			b.exec(ctx, b.gateway, "ip link set "+naiveDevice+" up txqueuelen 4096"),
+			b.exec(ctx, b.gateway, "ip link set "+naiveDevice+" up"),
 			b.routeInto(ctx, naiveDevice))
 		if err != nil {
 			r.end()
