@@ -30,6 +30,8 @@ func (s *Session) choose(ctx context.Context) (Handler, error) {
 		err := s.awaitBytes()
 		switch {
 		case err == nil:
+		case s.core.stopping.Load() && errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, nil
 		case errors.Is(err, errServerFirst):
 			h, _ = s.decide(s.Server.peeked(), true)
 			return s.known(h)

@@ -106,6 +106,8 @@ type Core struct {
 	ctx    context.Context // ends all conversations
 	cancel context.CancelCauseFunc
 
+	stopping atomic.Bool // Shutdown was called: an expired read means that the conversation is to end
+
 	mu      sync.Mutex
 	closing bool
 	open    map[*root]struct{} // conversations that were accepted
@@ -214,6 +216,7 @@ func isQuiet(err error) bool {
 // Shutdown refuses new conversations, ends idle ones at once and the others as they become idle, cuts
 // what is left after GraceTimeout (or when ctx ends), and returns when all have ended.
 func (c *Core) Shutdown(ctx context.Context) {
+	c.stopping.Store(true)
 	c.mu.Lock()
 	c.closing = true
 	c.mu.Unlock()
