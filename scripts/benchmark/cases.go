@@ -138,9 +138,15 @@ func (b *bench) send(ctx context.Context, streams int, down bool) (counted, erro
 		"-down="+strconv.FormatBool(down), "-duration", b.duration.String())
 }
 
+// iperf has a server for itself: one whose client vanished with a tunnel would stay busy.
 func (b *bench) iperf(ctx context.Context, streams int, down bool) (c counted, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.duration+20*time.Second)
 	defer cancel()
+	far, err := b.launch(ctx, b.internet.Command(context.WithoutCancel(ctx), "iperf3", "-s", "-1"), b.listening(b.internet, 5201))
+	if err != nil {
+		return c, err
+	}
+	defer far.stop()
 	args := []string{"-J", "-c", server(0), "-P", strconv.Itoa(streams), "-t", strconv.Itoa(int(math.Ceil(b.duration.Seconds())))}
 	if down {
 		args = append(args, "-R")
@@ -150,12 +156,15 @@ func (b *bench) iperf(ctx context.Context, streams int, down bool) (c counted, e
 		return c, fmt.Errorf("iperf3: %w: %.300s", err, out)
 	}
 	var result struct {
-		End struct {
+		Error string
+		End   struct {
 			Received struct{ Bytes, Seconds float64 } `json:"sum_received"`
 		}
 	}
-	err = json.Unmarshal(out, &result)
-	return counted{Ops: result.End.Received.Bytes, Seconds: result.End.Received.Seconds}, err
+	if err := json.Unmarshal(out, &result); err != nil || result.Error != "" {
+		return c, fmt.Errorf("iperf3: %s: %w", result.Error, err)
+	}
+	return counted{Ops: result.End.Received.Bytes, Seconds: result.End.Received.Seconds}, nil
 }
 
 // enough refuses a measurement with errors, or in which nothing happened.

@@ -108,27 +108,7 @@ func (b *bench) build(ctx context.Context) (err error) {
 	if _, err := b.worker(ctx, b.internet, "server"); err != nil {
 		return err
 	}
-	if err := b.startIperf(ctx); err != nil {
-		return err
-	}
 	return b.startOrigin(ctx)
-}
-
-// startIperf starts the far end of bulk transfers.
-func (b *bench) startIperf(ctx context.Context) error {
-	cmd := b.internet.Command(context.WithoutCancel(ctx), "iperf3", "-s")
-	_, err := b.launch(ctx, cmd, func(ctx context.Context) error {
-		for {
-			out, err := b.internet.Command(ctx, "ss", "-Hltn", "sport = :5201").Output()
-			if err != nil || len(out) > 0 {
-				return err
-			}
-			if err := sleep(ctx, 20*time.Millisecond); err != nil {
-				return err
-			}
-		}
-	})
-	return err
 }
 
 // exec runs a command that ends by itself.

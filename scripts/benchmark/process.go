@@ -118,10 +118,23 @@ func answering(h *netnstest.Host, address string) func(context.Context) error {
 			if err == nil {
 				return c.Close()
 			}
-			select {
-			case <-ctx.Done():
-				return errors.Join(ctx.Err(), err)
-			case <-time.After(20 * time.Millisecond):
+			if stopped := sleep(ctx, 20*time.Millisecond); stopped != nil {
+				return errors.Join(stopped, err)
+			}
+		}
+	}
+}
+
+// listening waits until somebody listens on a TCP port, without calling.
+func (b *bench) listening(h *netnstest.Host, port int) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for {
+			out, err := h.Command(ctx, "ss", "-Hltn", fmt.Sprintf("sport = :%d", port)).Output()
+			if err != nil || len(out) > 0 {
+				return err
+			}
+			if err := sleep(ctx, 10*time.Millisecond); err != nil {
+				return err
 			}
 		}
 	}
