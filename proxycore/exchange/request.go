@@ -220,7 +220,7 @@ func (x *exchange) awaitUpload() error {
 		late := time.NewTimer(uploadGrace)
 		defer late.Stop()
 		select {
-		case <-x.uploading: // its outcome does not matter: the server has answered
+		case _, _ = <-x.uploading: // its outcome does not matter: the server has answered
 		case <-late.C:
 			x.server.Abort()
 		}
