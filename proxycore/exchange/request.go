@@ -220,11 +220,12 @@ func (x *exchange) awaitUpload() error {
 		late := time.NewTimer(uploadGrace)
 		defer late.Stop()
 		select {
-		case _, _ = <-x.uploading: // its outcome does not matter: the server has answered
+		case outcome := <-x.uploading:
+			_ = outcome // the server has answered all the same
 		case <-late.C:
 			x.server.Abort()
 		}
-		_ = x.joinUpload() // as above
+		_ = x.joinUpload() // likewise
 		return nil
 	}
 	err := x.joinUpload()
