@@ -20,8 +20,10 @@ const (
 	// kernel socket borrows while it has data to move.
 	relayChunk = 64 << 10
 	// kernelChunk bounds one transfer between a kernel socket and the stack:
-	// the connection's lock is held meanwhile, and its ACKs wait.
-	kernelChunk = 256 << 10
+	// the connection's lock is held meanwhile, and its ACKs wait. A quarter of
+	// it costs a fifth more CPU per byte towards the client, four times as much
+	// gains nothing.
+	kernelChunk = 1 << 20
 )
 
 var (
